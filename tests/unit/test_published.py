@@ -1,0 +1,531 @@
+"""Reading published runs, mapping them to jobs by rule, and the arithmetic of comparing. Rows here are made up; none is from the data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from llamamath.cli.accuracy import accuracy as accuracy_command
+from llamamath.errors import UnknownNameError, UsageError
+from llamamath.planner.accuracy import CONTRADICTION, Accuracy, compare, summarise
+from llamamath.planner.accuracy_report import GENERATED, to_json, to_markdown, without_date
+from llamamath.planner.accuracy_run import accuracy_of, card_capacity, default_runs
+from llamamath.planner.architecture import Architecture
+from llamamath.planner.estimate import Estimate, HostMemory, Peak
+from llamamath.planner.job import ALL_LINEAR, Job
+from llamamath.planner.published_caveats import CAVEATS, explains
+from llamamath.planner.published_fields import Measure, Missing, read_length_kind, read_measure, read_optimizer, read_precision
+from llamamath.planner.published_jobs import GROUPS, Excluded, MappedRun, model_names, row_to_job
+from llamamath.planner.published_models import equivalent_architecture, published_parameters
+from llamamath.planner.published_rows import PublishedRun, parse_run, parse_runs, read_runs
+from llamamath.planner.published_software import nearest_stack, software_of, versions
+from llamamath.units import GIB, MIB
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = Architecture(
+    family="llama", name="tiny", vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, tie_word_embeddings=False, max_position_embeddings=512,
+)  # fmt: skip
+FMS: dict[str, object] = {
+    "id": "made-up", "source": "fms-acceleration scripts/benchmarks", "model": "org/tiny", "gpu": "NVIDIA A100-SXM4-80GB", "gpu_count": 1,
+    "framework": "torch 2.4.1 transformers 4.48.1 trl 0.13.0 peft 0.13.2", "method": "qlora", "quant": "nf4-dq",
+    "dtype": "weights bfloat16; amp bf16", "lora_rank": 16, "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj"], "micro_batch": 4,
+    "grad_accum": 1, "seq_len": 4096, "seq_len_kind": "exact, packed", "grad_checkpointing": True, "optimizer": "adamw_torch (foreach)",
+    "attn": "flash_attention_2", "flags": {"config": "baseline-peft-bnb", "packing": True}, "measured_bytes": 10 * GIB,
+    "measure": "torch.cuda.max_memory_allocated", "oom": False, "extra": {"nvidia_smi_peak_MiB": 12000},
+}  # fmt: skip
+
+
+def known(name: str) -> Architecture:
+    """A resolver that knows one model."""
+    if name == "org/tiny":
+        return TINY
+    raise UnknownNameError("model", name, ())
+
+
+def run(**changes: object) -> PublishedRun:
+    return parse_run(FMS | changes)
+
+
+def mapped(**changes: object) -> MappedRun:
+    result = row_to_job(run(**changes), known)
+    assert isinstance(result, MappedRun), result
+    return result
+
+
+def excluded(**changes: object) -> str:
+    result = row_to_job(run(**changes), known)
+    assert isinstance(result, Excluded), result
+    return result.reason
+
+
+def estimate(allocated: int, *, reserved: int = 0, device: int = 0, low: int = 0, high: int = 0, parameters: int = 1000) -> Estimate:
+    device = device or allocated
+    peak = Peak(
+        phase="backward",
+        allocated_bytes=allocated,
+        reserved_bytes=reserved or allocated,
+        device_bytes=device,
+        low_bytes=low or device,
+        high_bytes=high or device,
+    )
+    return Estimate(phases=(), peak=peak, host=HostMemory(peak_bytes=1), trainable_parameters=10, total_parameters=parameters)
+
+
+def accuracy(rows: list[PublishedRun], prediction: Estimate) -> Accuracy:
+    return compare(rows, lambda job, architecture: prediction, resolve=known, capacity=lambda row: 80 * GIB)
+
+
+# reading
+
+
+def test_missing_file_is_a_usage_error_that_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file") as caught:
+        read_runs(tmp_path / "none.jsonl")
+    assert "LLAMAMATH_SHARED_DATA" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "3", "{}", '{"id": ""}', '{"id": "a", "seq_len": "many"}', '{"id": "a", "seq_len": -1}', '{"id": "a", "flags": []}',
+     '{"id": "a", "measured_bytes": 0}', '{"id": "a", "measured": 3, "unit": "furlongs"}', '{"id": "a", "lora_targets": [1]}',
+     '{"id": "a", "micro_batch": 1e400}', "[" * 5000],
+)  # fmt: skip
+def test_a_malformed_line_spoils_only_itself(line: str) -> None:
+    found = parse_runs([json.dumps({"id": "first"}), line, "", json.dumps({"id": "last"})])
+    assert [row.id for row in found.runs] == ["first", "last"]
+    assert [bad.line for bad in found.malformed] == [2]
+
+
+def test_an_id_counts_once() -> None:
+    found = parse_runs(['{"id": "a"}', '{"id": "a"}'])
+    assert len(found.runs) == 1 and "twice" in found.malformed[0].reason
+
+
+@pytest.mark.parametrize(("unit", "size"), [("GiB", GIB), ("GB", 10**9), ("MiB", MIB), ("bytes", 1)])
+def test_a_figure_without_bytes_is_read_in_its_unit(unit: str, size: int) -> None:
+    assert parse_run({"id": "a", "measured": 3, "unit": unit}).measured_bytes == 3 * size
+
+
+def test_versions_are_read_from_the_framework() -> None:
+    row = run(framework="peft 0.19.2.dev0 transformers>=4.57.1 torch 2.9.0+cu128")
+    assert versions(row) == {"peft": (0, 19, 2), "transformers": (4, 57, 1), "torch": (2, 9, 0)}
+
+
+@pytest.mark.parametrize(
+    ("version", "stack"),
+    [((4, 37), ("transformers-4.45", False)), ((4, 45, 2), ("transformers-4.45", True)), ((4, 46, 1), ("transformers-4.48", False)),
+     ((4, 48, 1), ("transformers-4.48", True)), ((4, 49), ("transformers-5", False)), ((5, 13, 1), ("transformers-5", True)),
+     (None, ("transformers-4.45", False))],
+)  # fmt: skip
+def test_nearest_stack_follows_the_loss_code(version: tuple[int, ...] | None, stack: tuple[str, bool]) -> None:
+    assert nearest_stack(version) == stack
+
+
+# mapping
+
+
+def test_fms_baseline_qlora() -> None:
+    found = mapped()
+    assert found.job == Job(
+        model="org/tiny", method="sft", stack="transformers-4.48", quantization="nf4-dq", dtype="bfloat16",
+        lora=found.job.lora, per_device_train_batch_size=4, max_length=4096, padding=False, gradient_checkpointing=True, use_reentrant=True,
+        kbit_preparation=True, attn_implementation="flash_attention_2", loss="full", optim="adamw_torch", mixed_precision=True,
+    )  # fmt: skip
+    lora = found.job.lora
+    assert lora is not None and (lora.r, lora.lora_dropout, lora.dtype) == (16, 0.1, "float32")
+    assert lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert (found.group, found.measure, found.measured_bytes) == ("A", "allocated", 10 * GIB)
+    assert found.architecture.vocab_size == TINY.vocab_size + 1  # the benchmark adds a pad token
+    assert found.run.nvidia_smi_bytes == 12000 * MIB
+
+
+def test_fms_plain_lora_without_autocast_and_other_releases() -> None:
+    plain = mapped(method="lora", quant="none", dtype="weights bfloat16; no amp", flags={"config": "none", "packing": True})
+    assert (plain.job.mixed_precision, plain.job.kbit_preparation, plain.job.quantization, plain.group) == (False, False, "none", "A")
+    older = mapped(framework="transformers 4.45.2 peft 0.12.0")
+    assert (older.job.stack, older.group) == ("transformers-4.45", "A")
+    between = mapped(framework="transformers 4.47.0 peft 0.13.2")
+    assert (between.job.stack, between.group) == ("transformers-4.48", "B") and "other-version" in between.caveats
+
+
+def test_fms_fused_kernels_and_liger() -> None:
+    fused = mapped(flags={"config": "accelerated-peft-bnb-foak", "packing": True})
+    assert (fused.job.fused_kernels, fused.job.loss, fused.job.kbit_preparation, fused.group) == (True, "full", False, "B")
+    liger = mapped(flags={"config": "foak-fast-kernels-liger", "packing": True})
+    assert (liger.job.fused_kernels, liger.job.loss) == (True, "liger")
+
+
+def test_full_fine_tuning_has_no_adapters() -> None:
+    full = mapped(method="full", quant="none", lora_rank=None, lora_targets=None, flags={"config": "none", "packing": True})
+    assert full.job.lora is None and full.job.method == "sft"
+    assert excluded(method="full") == "quantised weights trained in full"
+
+
+def test_peft_benchmark_is_padded_and_reads_the_adapter_configuration() -> None:
+    changes: dict[str, object] = {
+        "source": "huggingface/peft method_comparison/MetaMathQA/results/x.json", "framework": "peft 0.19.2 transformers 5.13.1",
+        "method": "lora", "quant": "none", "dtype": "base bfloat16; adapter weights fp32", "seq_len_kind": "max (truncation)",
+        "measure": "torch.cuda.max_memory_reserved", "flags": {"amp": False}, "attn": "transformers default (sdpa)",
+        "grad_checkpointing": False, "optimizer": "AdamW (torch default: foreach)",
+    }  # fmt: skip
+    row = mapped(**changes, extra={"peft_config": {"peft_type": "LORA", "r": 16, "use_dora": True, "bias": "none"}})
+    lora = row.job.lora
+    assert lora is not None and lora.use_dora and lora.lora_dropout == 0 and lora.dtype == "float32"
+    assert row.job.padding and row.job.mixed_precision is False and row.job.attn_implementation == "sdpa"
+    assert (row.group, row.measure, row.length_kind, row.job.stack) == ("C", "reserved", "bound", "transformers-5")
+    assert {"length-bound", "reserved-varying", "peft-benchmark-evaluation"} <= set(row.caveats)
+    for config in ({"use_bdlora": {"nblocks": 2}}, {"init_lora_weights": "mica"}, {"bias": "all"}, {"layer_replication": [[0, 4]]}):
+        assert excluded(**changes, extra={"peft_config": config}) == "a variant of LoRA that a Job cannot describe"
+    assert isinstance(row_to_job(run(**changes, extra={"peft_config": {"init_lora_weights": "pissa"}}), known), MappedRun)
+
+
+def test_litgpt_names_and_pure_bfloat16() -> None:
+    row = mapped(
+        source="", framework="litgpt 0.4", dtype="bf16-true", quant="nf4", lora_targets=["query", "value"], grad_checkpointing=False,
+        optimizer="torch.optim.AdamW -> bnb PagedAdamW when quantized", seq_len_kind="EXACT first-iteration length", attn="torch sdpa",
+    )  # fmt: skip
+    lora = row.job.lora
+    assert lora is not None and lora.target_modules == ("q_proj", "v_proj") and lora.dtype == "bfloat16" and lora.lora_dropout == 0.05
+    assert (row.job.optim, row.job.quantization, row.job.mixed_precision) == ("paged_adamw_32bit", "nf4", False)
+    assert (row.group, row.job.loss) == ("D", "chunked") and "litgpt-code" in row.caveats
+
+
+def test_torchtune_chunked_loss_and_offloading() -> None:
+    row = mapped(
+        source="", framework="torchtune ~0.4", dtype="bf16 (params, grads, optimizer state bf16)", quant="none", method="lora",
+        lora_targets=["q_proj", "v_proj", "output_proj", "mlp"], optimizer="torch AdamW fused", attn="torch sdpa",
+        flags={"packed": True, "compile": True, "chunked_ce": True, "activation_offload": True}, measure="peak_memory_active",
+    )  # fmt: skip
+    assert row.job.lora is not None
+    assert row.job.lora.target_modules == ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert (row.job.offload, row.job.loss, row.job.optim) == (("checkpoints",), "chunked", "adamw_torch_fused")
+    assert {"torch-compile", "torchtune-logits", "active-bytes"} <= set(row.caveats)
+    assert excluded(source="", framework="torchtune ~0.4", flags={"optimizer_in_bwd": True}) == "optimizer a Job cannot describe"
+
+
+def test_qwen_names_and_ms_swift_defaults() -> None:
+    swift: dict[str, object] = {
+        "source": "", "framework": "ms-swift 1.x; torch 2.1.1", "model": "Qwen/Qwen-7B-Chat", "dtype": "bf16", "quant": "bnb-int4",
+        "lora_targets": "DEFAULT (c_attn)", "seq_len_kind": "max_length truncation -> peak batch reaches max_length",
+        "measure": "torch.cuda.max_memory_reserved", "flags": {},
+    }  # fmt: skip
+    row = mapped(**swift)
+    assert row.job.lora is not None and row.job.lora.target_modules == ("q_proj", "k_proj", "v_proj")
+    assert (row.job.quantization, row.job.lora.dtype, row.job.mixed_precision, row.group) == ("nf4-dq", "float32", True, "C")
+    assert row.architecture.family == "qwen2" and "qwen1-code" in row.caveats and "length-reached" in row.caveats
+    assert row.job.padding is False
+    linears = mapped(**swift | {"lora_targets": ["c_attn", "c_proj", "w1", "w2"], "quant": "none"})
+    assert linears.job.lora is not None and linears.job.lora.target_modules == ALL_LINEAR and linears.job.lora.dtype == "bfloat16"
+    assert excluded(**swift | {"quant": "gptq-int4"}).startswith("weights quantised by another method")
+    own = {"source": "", "framework": "Qwen repo finetune.py; transformers>=4.32", "model": "Qwen/Qwen-7B", "dtype": "bf16"}
+    assert excluded(**own, method="full", quant="none").startswith("sharded or offloading engine")
+
+
+def test_unsloth_precision_by_gpu_and_offloaded_checkpoints() -> None:
+    changes: dict[str, object] = {
+        "source": "", "framework": "unsloth 2024.8", "dtype": "fp16 on T4 / bf16 on A100,L4,A10G", "gpu": "Tesla T4",
+        "quant": "nf4 (unsloth bnb-4bit)", "grad_checkpointing": "unsloth (CPU-offloaded)", "optimizer": "adamw_8bit",
+        "attn": "Xformers = 0.0.28. FA2 = False", "seq_len_kind": "max only; real batch length = longest sample",
+        "flags": {"packing": "False", "trainer": ["SFTTrainer"]}, "measure": "torch.cuda.max_memory_reserved()/1024^3",
+    }  # fmt: skip
+    row = mapped(**changes)
+    assert (row.job.dtype, row.job.quantization, row.job.optim, row.job.attn_implementation) == ("float16", "nf4-dq", "adamw_8bit", "sdpa")
+    assert row.job.gradient_checkpointing and row.job.offload == ("checkpoints",) and row.job.padding is False and row.group == "E"
+    assert mapped(**changes | {"gpu": "NVIDIA L4"}).job.dtype == "bfloat16"
+    assert excluded(**changes | {"gpu": None}) == "precision not stated"
+    assert excluded(**changes | {"flags": {"trainer": ["SentenceTransformerTrainer"]}}).startswith("not causal language modelling")
+    assert excluded(**changes | {"note": "multimodal/audio data"}).startswith("not causal language modelling")
+
+
+def test_phi3_is_stored_with_separate_projections_by_unsloth() -> None:
+    phi3 = replace(TINY, family="phi3", fused_projections=True)
+    row = run(
+        source="", framework="unsloth 2024.8", flags={"trainer": ["SFTTrainer"]}, attn="FA2 = True", optimizer="adamw_8bit", gpu="Tesla T4",
+        measure="max_memory_reserved",
+    )  # fmt: skip
+    found = row_to_job(row, lambda name: phi3)
+    assert isinstance(found, MappedRun) and not found.architecture.fused_projections
+    assert found.job.attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gpu_count": 2}, "more than one GPU"),
+        ({"gpu_count": None}, "number of GPUs not stated"),
+        ({"method": "peft:VERA"}, "a method other than LoRA and full fine-tuning"),
+        ({"method": "adapter_v2"}, "a method other than LoRA and full fine-tuning"),
+        ({"model": "org/unheard-of"}, "model or architecture not described here"),
+        ({"model": None}, "model not stated"),
+        ({"framework": ""}, "software not stated"),
+        ({"framework": "mytrainer 0.1", "source": ""}, "training code not known here"),
+        ({"framework": "transformers 4.48.1, DeepSpeed ZeRO-3"}, "sharded or offloading engine (DeepSpeed, FSDP)"),
+        ({"seq_len": None}, "sequence length not stated"),
+        ({"micro_batch": None}, "batch size not stated"),
+        ({"dtype": None}, "precision not stated"),
+        ({"lora_rank": None}, "LoRA rank or targets not stated"),
+        ({"lora_targets": None}, "LoRA rank or targets not stated"),
+        ({"lora_targets": ["q_proj", "lm_head"]}, "embeddings or lm_head trained or adapted too"),
+        ({"grad_checkpointing": None}, "gradient checkpointing not stated"),
+        ({"optimizer": None}, "optimizer not stated"),
+        ({"optimizer": "lora-fa"}, "optimizer a Job cannot describe"),
+        ({"measured_bytes": None}, "no figure"),
+        ({"measure": "allocation after model init only"}, "not a training peak"),
+        ({"source": "fms-acceleration x_QAT.ipynb"}, "quantisation-aware training"),
+    ],
+)
+def test_what_leaves_a_row_out(changes: dict[str, object], reason: str) -> None:
+    assert excluded(**changes) == reason
+
+
+def test_mapping_ignores_id_and_figure() -> None:
+    one, other = mapped(), mapped(id="another", measured_bytes=77 * GIB)
+    assert one.job == other.job and one.group == other.group and one.caveats == other.caveats
+
+
+def test_grpo_and_dpo() -> None:
+    changes: dict[str, object] = {"source": "", "framework": "trl 1.16.0", "flags": {"use_reentrant": False}}
+    grpo = mapped(**changes, method="grpo (qlora, no vLLM)", seq_len=None, prompt_len=256, completion_len=512, num_generations=8)
+    assert (grpo.job.method, grpo.job.max_prompt_length, grpo.job.max_completion_length, grpo.job.num_generations) == ("grpo", 256, 512, 8)
+    assert grpo.job.padding and grpo.job.use_reentrant is False and grpo.job.loss == "chunked"
+    assert excluded(**changes, method="grpo (qlora)", seq_len=512) == "sequence length not stated"
+    dpo = mapped(**changes, method="dpo (full)", quant="none", lora_rank=None, lora_targets=None)
+    assert (dpo.job.method, dpo.job.lora, dpo.job.padding) == ("dpo", None, True)
+
+
+def test_model_names_drop_remarks_and_upload_suffixes() -> None:
+    assert model_names("Qwen/Qwen2.5-0.5B (Instruct?)")[1] == "Qwen/Qwen2.5-0.5B"
+    assert "meta-llama/Llama-3.2-1B" in model_names("unsloth/Llama-3.2-1B-unsloth-bnb-4bit")
+    assert model_names("org/plain") == ("org/plain",)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen-1_8B-Chat", "Qwen/Qwen-7B", "Qwen/Qwen-14B-Chat", "Qwen/Qwen-72B"])
+def test_qwen1_stand_ins_have_the_published_number_of_parameters(name: str) -> None:
+    architecture = equivalent_architecture(name)
+    assert architecture is not None and equivalent_architecture("Qwen/Qwen2-7B") is None
+    hidden, layers = architecture.hidden_size, architecture.num_hidden_layers
+    attention = 4 * hidden * hidden + 3 * hidden
+    layer = attention + 3 * hidden * architecture.intermediate_size + 2 * hidden
+    assert layers * layer + 2 * architecture.vocab_size * hidden + hidden == published_parameters(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("torch.cuda.max_memory_allocated()/1e9", "allocated"), ("torch.cuda.max_memory_reserved", "reserved"),
+     ("peak_memory_active", "allocated"), ("nvidia-smi", "device"), ("a comment: ~9 GB VRAM", "device"),
+     ("axolotl logs max active/allocated/reserved; not stated", "reserved")],
+)  # fmt: skip
+def test_what_was_measured(text: str, kind: str) -> None:
+    found = read_measure(run(measure=text))
+    assert isinstance(found, Measure) and found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "expected"),
+    [("exact: padded to model_max_length", {}, "exact"), ("max only; longest sample", {"packing": "True"}, "exact"), ("", {}, "bound"),
+     ("max 4096, NOT packed", {}, "bound"), ("packed to 4096 (exact)", {}, "exact"), ("max_length; longest reaches 512", {}, "reached")],
+)  # fmt: skip
+def test_how_sure_the_length_is(kind: str, flags: dict[str, object], expected: str) -> None:
+    assert read_length_kind(run(seq_len_kind=kind, flags=flags)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("paged_adamw_8bit", "paged_adamw_8bit"), ("AdamW8bit (torchao)", "adamw_8bit"), ("torch AdamW fused", "adamw_torch_fused"),
+     ("AdamW (fused? not stated)", "adamw_torch"), ("adamw_bnb_8bit", "adamw_8bit"), ("sgd", "sgd"), ("Adafactor", "adafactor")],
+)  # fmt: skip
+def test_optimizer_names(text: str, name: str) -> None:
+    assert read_optimizer(run(optimizer=text), "none") == name
+
+
+def test_precision_texts() -> None:
+    def weights(text: str) -> object:
+        found = read_precision(run(dtype=text, flags={}))
+        return found if isinstance(found, Missing) else (found.weights, found.adapters, found.mixed)
+
+    assert weights("weights float16; amp fp16") == ("float16", None, True)
+    assert weights("base bfloat16; adapter weights fp32") == ("bfloat16", "float32", None)
+    assert weights("bf16 (pure: weights, LoRA, states)") == ("bfloat16", "bfloat16", False)
+    assert isinstance(weights("compute n/a"), Missing)
+
+
+def test_known_software_uses_known_caveats() -> None:
+    for framework in ("peft 0.19 transformers 5.1", "litgpt", "torchtune", "axolotl", "unsloth 1", "ms-swift", "trl 0.15.0", "trl main"):
+        software = software_of(run(source="", framework=framework))
+        assert isinstance(software, str) or set(software.caveats) <= set(CAVEATS)
+    assert all(caveat.key == key for key, caveat in CAVEATS.items())
+    assert explains("length-bound", over=True) and not explains("length-bound", over=False)
+
+
+# comparing
+
+
+def test_summary_arithmetic() -> None:
+    rows = [run(id="a", measured_bytes=10 * GIB), run(id="b", measured_bytes=16 * GIB), run(id="c", measured_bytes=12 * GIB)]
+    found = accuracy(rows, estimate(12 * GIB, high=13 * GIB))
+    summary = found.groups["A"]
+    assert summary.rows == 3 and summary.worst_id == "b" and summary.worst_error == pytest.approx(-0.25)
+    assert summary.mean_error == pytest.approx((0.2 + 0.25 + 0) / 3) and summary.median_error == pytest.approx(0.2)
+    assert summary.mean_signed_error == pytest.approx((0.2 - 0.25) / 3)
+    assert summary.share_under == pytest.approx(1 / 3) and summary.share_above_high == pytest.approx(1 / 3)
+    assert [miss.mapped.run.id for miss in found.misses] == ["b", "a"]
+    assert summarise(()) is None and list(found.groups) == ["A"]
+
+
+def test_the_figure_decides_what_is_compared() -> None:
+    prediction = estimate(1 * GIB, reserved=2 * GIB, device=3 * GIB, high=4 * GIB)
+    sizes = {"torch.cuda.max_memory_allocated": 1, "torch.cuda.max_memory_reserved": 2, "nvidia-smi": 3}
+    for measure, size in sizes.items():
+        assert accuracy([run(measure=measure)], prediction).comparisons[0].predicted_bytes == size * GIB
+
+
+def test_nvidia_smi_decides_whether_a_run_was_above_the_interval() -> None:
+    found = accuracy([run(measured_bytes=10 * GIB, extra={"nvidia_smi_peak_MiB": 14 * 1024})], estimate(10 * GIB, high=13 * GIB))
+    assert found.comparisons[0].above_high and found.comparisons[0].error == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "high", "verdict", "right_if_oom", "right_if_ran"),
+    [(50, 60, "fits", False, True), (70, 90, "tight", True, True), (85, 95, "does_not_fit", True, False)],
+)
+def test_verdicts(device: int, high: int, verdict: str, right_if_oom: bool, right_if_ran: bool) -> None:
+    rows = [run(id="oom", oom=True, measured_bytes=None), run(id="ran", measured_bytes=1 * GIB)]
+    found = accuracy(rows, estimate(device * GIB, high=high * GIB))
+    assert [(v.happened, v.predicted, v.right) for v in found.verdicts] == [("oom", verdict, right_if_oom), ("ran", verdict, right_if_ran)]
+    assert [c.mapped.run.id for c in found.comparisons] == ["ran"]
+
+
+def test_a_figure_that_its_own_configuration_rules_out_is_left_out_and_listed() -> None:
+    full = {"method": "full", "quant": "none", "lora_rank": None, "lora_targets": None}
+    found = accuracy([run(**full, measured_bytes=7 * GIB)], estimate(20 * GIB, parameters=GIB))  # 8 bytes a parameter: 8 GiB at least
+    assert not found.comparisons and found.excluded[0].reason == CONTRADICTION
+    assert accuracy([run(**full, measured_bytes=9 * GIB)], estimate(20 * GIB, parameters=GIB)).comparisons
+    paged = run(**full, measured_bytes=7 * GIB, optimizer="paged_adamw_8bit")
+    assert accuracy([paged], estimate(20 * GIB, parameters=GIB)).comparisons
+
+
+def test_every_run_is_accounted_for() -> None:
+    def predict(job: Job, architecture: Architecture) -> Estimate:
+        if job.per_device_train_batch_size == 3:
+            raise UsageError("no")
+        return estimate(GIB)
+
+    rows = [run(id="a"), run(id="b", gpu_count=2), run(id="c", micro_batch=3), run(id="d", oom=True, measured_bytes=None, gpu=None)]
+    found = compare(rows, predict, resolve=known, capacity=card_capacity)
+    assert found.total == 4 and len(found.comparisons) == 1
+    assert {row.run.id: row.reason for row in found.excluded} == {
+        "b": "more than one GPU", "c": "the planner refuses the job", "d": "capacity of the GPU not known",
+    }  # fmt: skip
+
+
+def test_reasons_only_explain_their_direction() -> None:
+    row = run(seq_len_kind="max (truncation)", flags={"config": "none"}, measure="max_memory_reserved")
+    assert "length-bound" in accuracy([row], estimate(20 * GIB)).comparisons[0].reasons
+    assert "length-bound" not in accuracy([row], estimate(5 * GIB)).comparisons[0].reasons
+
+
+# reporting
+
+
+def test_report_prints_every_row_and_changes_only_its_date() -> None:
+    rows = [run(id=f"row-{number}", measured_bytes=(8 + number) * GIB) for number in range(5)] + [run(id="gone", gpu_count=4)]
+    found = accuracy(rows, estimate(10 * GIB, high=14 * GIB))
+    text = to_markdown(found, date="2026-01-01", source="runs.jsonl")
+    assert all(f"| row-{number} |" in text for number in range(5)) and "more than one GPU" in text
+    assert "## Verdicts" in text and "## Misses over 15 %" in text and f"### A: {GROUPS['A']}" in text
+    later = to_markdown(found, date="2026-02-02", source="runs.jsonl")
+    assert text != later and without_date(text) == without_date(later) and GENERATED in text
+    document = json.loads(json.dumps(to_json(found)))
+    assert document["schema_version"] == 1 and len(document["rows"]) == 5 and document["excluded"][0]["id"] == "gone"
+
+
+def test_empty_file_makes_a_report() -> None:
+    found = compare([], lambda job, architecture: estimate(1), resolve=known)
+    assert "# Predicted against measured" in to_markdown(found, date="2026-01-01", source="runs.jsonl")
+
+
+# the command
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[typer.Typer, Path]:
+    """The command alone, predicting 10 GiB for everything, and a file of two runs, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llamamath.planner.accuracy_run._memory_model", lambda: lambda job, architecture: estimate(10 * GIB))
+    monkeypatch.setattr("llamamath.planner.accuracy_run._known_models", lambda: known)
+    app = typer.Typer()
+    app.command()(accuracy_command)
+    runs = tmp_path / "runs.jsonl"
+    runs.write_text("\n".join([json.dumps(FMS), "not JSON", json.dumps(FMS | {"id": "two", "gpu_count": 2})]), encoding="utf-8")
+    return app, runs
+
+
+def test_command_prints_a_summary_or_one_json_document(cli: tuple[typer.Typer, Path]) -> None:
+    app, runs = cli
+    done = CliRunner().invoke(app, [str(runs)])
+    assert (
+        done.exit_code == 0
+        and "1 of 2 runs compared" in done.stdout.replace("\n", " ")
+        and "1 lines unreadable" in done.stdout.replace("\n", " ")
+    )
+    done = CliRunner().invoke(app, [str(runs), "--json"])
+    document = json.loads(done.stdout)
+    assert (document["compared"], document["total"], document["malformed"]) == (1, 2, 1)
+
+
+def test_command_writes_the_report_and_checks_it(cli: tuple[typer.Typer, Path]) -> None:
+    app, runs = cli
+    Path("docs").mkdir()
+    assert CliRunner().invoke(app, [str(runs), "--check"]).exit_code == 1
+    done = CliRunner().invoke(app, [str(runs), "-o", "docs/accuracy.md"])
+    assert done.exit_code == 0 and "made-up" in Path("docs/accuracy.md").read_text(encoding="utf-8")
+    assert CliRunner().invoke(app, [str(runs), "--check"]).exit_code == 0
+    Path("docs/accuracy.md").write_text("# old\n", encoding="utf-8")
+    assert CliRunner().invoke(app, [str(runs), "--check"]).exit_code == 1
+
+
+def test_command_without_the_data(cli: tuple[typer.Typer, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    app, _ = cli
+    monkeypatch.setenv("LLAMAMATH_SHARED_DATA", str(tmp_path / "nowhere"))
+    done = CliRunner().invoke(app, ["--check"])
+    assert done.exit_code == 0 and "not checked" in done.stderr
+    assert isinstance(CliRunner().invoke(app, []).exception, UsageError)
+    assert isinstance(CliRunner().invoke(app, ["--check", str(tmp_path / "missing.jsonl")]).exception, UsageError)
+
+
+def test_planner_modules_do_not_import_torch() -> None:
+    code = "import sys, llamamath.planner.accuracy_run, llamamath.planner.accuracy_report; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+# the real data, where it is
+
+
+def shared_runs() -> Path:
+    folder = os.environ.get("LLAMAMATH_SHARED_DATA")
+    return Path(folder, "memory", "published_runs.jsonl") if folder else ROOT.parent / "shared" / "data" / "memory" / "published_runs.jsonl"
+
+
+@pytest.mark.skipif(
+    not shared_runs().is_file(), reason="no shared data beside the repository; set LLAMAMATH_SHARED_DATA to its folder to run this test"
+)
+def test_the_published_runs_give_at_least_a_hundred_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMAMATH_SHARED_DATA", str(shared_runs().parents[1]))
+    found = accuracy_of(default_runs(), predict=lambda job, architecture: estimate(10 * GIB, parameters=1))
+    assert found.malformed == 0 and found.total >= 800
+    assert len(found.comparisons) >= 100 and {"A", "B", "C", "D", "E"} <= set(found.groups)
+    assert all(comparison.mapped.run.gpu_count == 1 for comparison in found.comparisons)
+    ooms = [verdict for verdict in found.verdicts if verdict.happened == "oom"]
+    assert len(ooms) >= 20
+    accounted = len(found.comparisons) + len(found.excluded) + sum(v.mapped.measured_bytes is None for v in found.verdicts)
+    assert accounted == found.total

@@ -40,7 +40,16 @@ class PhaseMemory:
     @property
     def total_bytes(self) -> int:
         """Allocated bytes at the worst instant of this phase."""
-        return sum(self.component(name) for name in COMPONENTS)
+        return (
+            self.base_weights_bytes
+            + self.lora_bytes
+            + self.optimizer_bytes
+            + self.gradient_bytes
+            + self.activation_bytes
+            + self.logits_bytes
+            + self.kv_cache_bytes
+            + self.temporary_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

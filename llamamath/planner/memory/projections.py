@@ -1,0 +1,211 @@
+"""Linear layers: plain, 4-bit and 8-bit bases, and the LoRA or DoRA branch beside them.
+
+Sources: torch's MmBackward; bitsandbytes 0.50.2 `autograd/_functions.py` (MatMul4Bit, MatMul8bitLt) and `backends/cuda/ops.py`;
+peft 0.21.2 `tuners/lora/bnb.py`, `tuners/lora/layer.py` and `tuners/lora/dora.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamamath.planner.memory import ops
+from llamamath.planner.memory.autograd import Graph, Value
+from llamamath.planner.memory.polynomial import Size
+from llamamath.planner.memory.settings import Settings
+
+NF4_BLOCK = 64
+
+
+class Projections:
+    """Applies linears under one set of settings."""
+
+    def __init__(self, graph: Graph, settings: Settings) -> None:
+        self.graph = graph
+        self.settings = settings
+        self.trainable_bytes = 0
+        """Bytes of all trainable weights met so far (each visit counts)."""
+
+    def weight(self, numel: int, width: int | None = None) -> Value:
+        """A base weight: counted among the weights already; trained only in full fine-tuning."""
+        s = self.settings
+        if not s.train_base:
+            return Value(None, numel, width or s.load_width)
+        self.trainable_bytes += numel * (width or s.load_width)
+        return Value(None, numel, width or s.load_width, self.graph.parameter(s.accumulating))
+
+    def __call__(self, module: str, x: Value, rows: Size, in_features: int, out_features: int, *, tower: str = "text") -> Value:
+        """The output of linear `module` for `rows` vectors `x` of `in_features`; with its adapter if it has one."""
+        s = self.settings
+        quantized = s.quantized
+        if not s.adapts(module, tower):
+            return self._base(x, rows, in_features, out_features, quantized)
+        if s.fused and not s.dora:
+            return self._fused_lora(x, rows, in_features, out_features, quantized)
+        return self._with_adapter(x, self._base(x, rows, in_features, out_features, quantized), rows, in_features, out_features, quantized)
+
+    def _base(self, x: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
+        if not quantized:
+            return self.linear(x, rows * out_features, self.weight(in_features * out_features))
+        if self.settings.quantization == "int8":
+            return self._linear8bit(x, rows, in_features, out_features)
+        return self._linear4bit(x, rows, in_features, out_features)
+
+    def _with_adapter(self, x: Value, result: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
+        g, s = self.graph, self.settings
+        width = result.width
+        if quantized:
+            result = ops.clone(g, result)
+            if not s.autocast:
+                x = ops.cast(g, x, s.adapter_width)
+        else:
+            x = ops.cast(g, x, s.adapter_width)
+        if s.dora and not s.dropout:
+            return self._dora(x, result, rows, in_features, out_features)
+        down = self.linear(ops.dropout(g, x) if s.dropout else x, rows * s.rank, self._adapter(in_features * s.rank))
+        up = self.linear(down, rows * out_features, self._adapter(out_features * s.rank))
+        del down
+        if s.dora:
+            up = ops.mul_constant(g, up)
+        branch = ops.scale(g, up)
+        del up
+        if quantized and not s.autocast:
+            branch = ops.cast(g, branch, width)
+        total = ops.add(g, result, branch)
+        del result, branch
+        return ops.cast(g, total, width)
+
+    def _adapter(self, numel: int) -> Value:
+        s = self.settings
+        self.trainable_bytes += numel * s.adapter_width
+        return Value(None, numel, s.adapter_width, self.graph.parameter(s.accumulating))
+
+    def linear(self, x: Value, out_numel: Size, weight: Value) -> Value:
+        """`F.linear`: under autocast both operands become 2-byte; saves what the other operand's gradient needs."""
+        g = self.graph
+        if self.settings.autocast:
+            x = ops.cast(g, x, 2)
+            if weight.width == 4 and weight.node is not None and not g.grad_enabled:
+                weight = Value(None, weight.numel, 2, weight.node)  # autocast's weight cache, counted for the whole forward
+            weight = ops.cast(g, weight, 2)
+        width = max(x.width, weight.width)
+        needs_x, needs_weight = x.node is not None, weight.node is not None
+        if g.needs_grad(x, weight):
+            g.save(needs_x + needs_weight)
+        out = g.allocate(out_numel, width)
+        if g.needs_grad(x, weight):
+            saved = [weight if needs_x else None, x if needs_weight else None]
+            x_numel, weight_numel = x.numel, weight.numel
+
+            def backward(grad: Value) -> Sequence[Value | None]:
+                for_x = g.allocate(x_numel, width) if needs_x else None
+                for_weight = g.allocate(weight_numel, width) if needs_weight else None
+                for gradient in (for_x, for_weight):
+                    if gradient is not None:
+                        gradient.view = True
+                saved.clear()
+                return (for_x, for_weight)
+
+            g.attach(out, (x, weight), backward)
+        return out
+
+    def _linear4bit(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
+        """MatMul4Bit: dequantises the whole weight forward (above 1,536 rows) and always backward; saves no activation."""
+        g, s = self.graph, self.settings
+        back_to = x.width
+        x = ops.cast(g, x, s.compute_width)
+        numel = in_features * out_features
+        nested = s.quantization == "nf4-dq"
+        temporaries = []
+        if not s.small_batch:
+            if nested:
+                temporaries += [ops.temporary(g, numel // NF4_BLOCK, 4), ops.temporary(g, numel // NF4_BLOCK, 4)]
+            temporaries.append(ops.temporary(g, numel, s.compute_width))
+        out = g.allocate(rows * out_features, s.compute_width)
+        temporaries.clear()
+        if g.needs_grad(x):
+            x_numel = x.numel
+
+            def backward(grad: Value) -> Sequence[Value | None]:
+                held = [ops.temporary(g, numel // NF4_BLOCK, 4)] if nested else []
+                held.append(ops.temporary(g, numel, s.compute_width))
+                if nested:
+                    held.pop(0)
+                result = g.allocate(x_numel, s.compute_width)
+                held.clear()
+                return (result,)
+
+            g.attach(out, (x,), backward)
+        return ops.cast(g, out, back_to)
+
+    def _linear8bit(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
+        """MatMul8bitLt with threshold 6: an int8 copy and outlier scan of the input, an int32 product; keeps its input for backward."""
+        g, s = self.graph, self.settings
+        numel = in_features * out_features
+        half = ops.temporary(g, x.numel, 2) if s.load_width == 2 else x
+        quantised = ops.temporary(g, x.numel, 1)
+        del half
+        product = ops.temporary(g, rows * out_features, 4)
+        out = g.allocate(rows * out_features, x.width)
+        del product, quantised
+        if g.kept is not None:
+            g.kept.append(x)
+        if g.needs_grad(x):
+            kept = [x]
+            x_numel, width = x.numel, x.width
+
+            def backward(grad: Value) -> Sequence[Value | None]:
+                weight = ops.temporary(g, numel, width)
+                result = g.allocate(x_numel, width)
+                del weight
+                kept.clear()
+                return (result,)
+
+            g.attach(out, (x,), backward)
+        return out
+
+    def _dora(self, x: Value, result: Value, rows: Size, in_features: int, out_features: int) -> Value:
+        """DoRA: the weight norm of W + BA each forward, then (m/|W| - 1) * base + m/|W| * B(A(x)) * scaling."""
+        g, s = self.graph, self.settings
+        numel = in_features * out_features
+        identity = self.graph.allocate(in_features * in_features, s.adapter_width)
+        weights = [ops.temporary(g, numel, x.width), ops.temporary(g, numel, x.width), ops.temporary(g, numel, x.width)]
+        del identity
+        weights.clear()
+        down = self.linear(x, rows * s.rank, self._adapter(in_features * s.rank))
+        up = self.linear(down, rows * out_features, self._adapter(out_features * s.rank))
+        del down
+        magnitude = self._adapter(out_features)
+        scaled_base = ops.mul(g, result, Value(None, result.numel, s.adapter_width, magnitude.node))
+        scaled = ops.mul(g, up, Value(None, up.numel, s.adapter_width, magnitude.node))
+        del up
+        scaled = ops.scale(g, scaled)
+        extra = ops.add(g, scaled_base, scaled)
+        del scaled_base, scaled
+        return ops.add(g, result, extra)
+
+    def _fused_lora(self, x: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
+        """fms-acceleration's fused LoRA: one autograd function that keeps its input and nothing else of the branch."""
+        g, s = self.graph, self.settings
+        numel = in_features * out_features
+        held = [ops.temporary(g, numel, 2)] if quantized else []
+        out = g.allocate(rows * out_features, 2)
+        branch = g.allocate(rows * s.rank, 2)
+        held.clear()
+        del branch
+        adapters = (self._adapter(in_features * s.rank), self._adapter(out_features * s.rank))
+        if g.needs_grad(x, *adapters):
+            g.save()
+            saved = [x]
+            x_numel = x.numel
+
+            def backward(grad: Value) -> Sequence[Value | None]:
+                first = g.allocate(in_features * s.rank, s.adapter_width)
+                second = g.allocate(out_features * s.rank, s.adapter_width)
+                weight = [ops.temporary(g, numel, 2)] if quantized else []
+                result = g.allocate(x_numel, 2)
+                weight.clear()
+                saved.clear()
+                return (result, first, second)
+
+            g.attach(out, (x, *adapters), backward)
+        return out

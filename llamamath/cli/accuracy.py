@@ -25,7 +25,8 @@ def accuracy(
 ) -> None:
     """Compare the planner's predictions with published memory figures, row by row."""
     from llamamath.files import write_atomically
-    from llamamath.planner.accuracy_report import to_json, to_markdown, without_date
+    from llamamath.planner.accuracy_json import to_json
+    from llamamath.planner.accuracy_report import to_markdown, without_date
     from llamamath.planner.accuracy_run import accuracy_of, default_runs
 
     path = runs or default_runs()

@@ -13,7 +13,7 @@ from llamamath.errors import LlamamathError
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate
 from llamamath.planner.job import Job
-from llamamath.planner.published_caveats import explains
+from llamamath.planner.published_caveats import CAVEATS, explains
 from llamamath.planner.published_jobs import GROUPS, Excluded, MappedRun, Resolver, row_to_job
 from llamamath.planner.published_rows import PublishedRun
 
@@ -80,8 +80,8 @@ class Comparison:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Caveats that can cause a miss in this direction; empty if the miss is unexplained."""
-        return tuple(key for key in self.caveats if explains(key, over=self.error > 0))
+        """Caveats that can cause a miss in this direction, the heaviest first (the order of CAVEATS); empty if it is unexplained."""
+        return tuple(key for key in CAVEATS if key in self.caveats and explains(key, over=self.error > 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

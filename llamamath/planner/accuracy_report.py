@@ -1,4 +1,4 @@
-"""An Accuracy as Markdown (docs/accuracy.md) and as one JSON document. No arithmetic here beyond counting and rounding."""
+"""An Accuracy as Markdown (docs/accuracy.md). No arithmetic here beyond counting and rounding."""
 
 from __future__ import annotations
 
@@ -178,8 +178,9 @@ def _misses(accuracy: Accuracy) -> str:
     unexplained = sum(not c.reasons for c in accuracy.misses)
     text = (
         f"{len(rows)} of {len(accuracy.comparisons)} rows, worst first; {unexplained} of them unexplained. The reasons were attached to "
-        "the rows by rule before the prediction was made, and only those that move a figure in the direction of the miss are listed; see "
-        "[Caveats](#caveats) for what each one is and where it was read."
+        "the rows by rule before any prediction was made. Only those are listed that can move a figure this far in the direction of the "
+        "miss, the heaviest first; they say what differs, not how much of the miss each makes. See [Caveats](#caveats) for where each was "
+        "read."
     )
     return f"## Misses over {percent(MISS)}\n\n{text}\n\n{_table(['run', 'group', 'error', 'explained by'], rows)}"
 
@@ -239,68 +240,6 @@ def _glossary(accuracy: Accuracy) -> str:
     return f"## Caveats\n\n{_table(['key', 'a prediction can be', 'what differs'], rows)}" if rows else ""
 
 
-def to_json(accuracy: Accuracy) -> dict[str, object]:
-    """The same as one JSON document: bytes and shares, every row."""
-    return {
-        "schema_version": 1,
-        "total": accuracy.total,
-        "malformed": accuracy.malformed,
-        "compared": len(accuracy.comparisons),
-        "groups": {group: _summary_json(summary) | {"description": GROUPS[group]} for group, summary in accuracy.groups.items()},
-        "rows": [_row_json(comparison) for comparison in accuracy.comparisons],
-        "verdicts": [
-            {
-                "id": verdict.mapped.run.id,
-                "group": verdict.mapped.group,
-                "happened": verdict.happened,
-                "predicted": verdict.predicted,
-                "right": verdict.right,
-                "device_bytes": verdict.estimate.peak.device_bytes,
-                "high_bytes": verdict.estimate.peak.high_bytes,
-                "capacity_bytes": verdict.capacity_bytes,
-            }
-            for verdict in accuracy.verdicts
-        ],
-        "excluded": [{"id": row.run.id, "reason": row.reason, "detail": row.detail} for row in accuracy.excluded],
-    }
-
-
-def _summary_json(summary: Summary) -> dict[str, object]:
-    return {
-        "rows": summary.rows,
-        "mean_error": summary.mean_error,
-        "median_error": summary.median_error,
-        "mean_signed_error": summary.mean_signed_error,
-        "worst_error": summary.worst_error,
-        "worst_id": summary.worst_id,
-        "share_under": summary.share_under,
-        "share_above_high": summary.share_above_high,
-        "share_missed": summary.share_missed,
-    }
-
-
-def _row_json(comparison: Comparison) -> dict[str, object]:
-    mapped, peak = comparison.mapped, comparison.estimate.peak
-    return {
-        "id": mapped.run.id,
-        "model": mapped.model,
-        "group": mapped.group,
-        "software": mapped.software,
-        "measure": mapped.measure,
-        "length": mapped.length_kind,
-        "measured_bytes": comparison.measured_bytes,
-        "predicted_bytes": comparison.predicted_bytes,
-        "error": comparison.error,
-        "phase": peak.phase,
-        "low_bytes": peak.low_bytes,
-        "high_bytes": peak.high_bytes,
-        "nvidia_smi_bytes": mapped.run.nvidia_smi_bytes,
-        "basis": comparison.estimate.basis,
-        "caveats": list(comparison.caveats),
-        "explained_by": list(comparison.reasons) if comparison.is_miss else [],
-    }
-
-
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
@@ -317,10 +256,10 @@ def size(size_bytes: int) -> str:
 
 
 def percent(share: float, decimals: int = 0) -> str:
-    """0.153 -> `15 %`."""
-    return f"{100 * share:.{decimals}f} %"
+    """0.153 -> `15 %`; below 0.1 % with three decimals where decimals are asked for at all."""
+    return f"{100 * share:.{3 if decimals and share < 0.001 else decimals}f} %"
 
 
 def signed(share: float) -> str:
-    """-0.153 -> `-15.3 %`."""
-    return f"{100 * share:+.1f} %"
+    """-0.153 -> `-15.3 %`; below 0.1 % with three decimals."""
+    return f"{100 * share:+.{3 if abs(share) < 0.001 else 1}f} %"

@@ -41,6 +41,8 @@ class Precision:
     adapters: str | None
     mixed: bool | None
     by_gpu: bool = False
+    changed: bool = False
+    """The source says that it changed its dtype after the figure was recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ def read_precision(run: PublishedRun) -> Precision | Missing:
         mixed = False
     elif re.search(r"\b(amp|autocast|mixed)\b", text):
         mixed = True
-    return Precision(weights=weights, adapters=adapters, mixed=mixed, by_gpu=by_gpu)
+    return Precision(weights=weights, adapters=adapters, mixed=mixed, by_gpu=by_gpu, changed="now says" in text or "changed" in text)
 
 
 def read_targets(run: PublishedRun, software: Software) -> str | tuple[str, ...] | Missing:
@@ -134,12 +136,16 @@ def _match_regex(pattern: str) -> tuple[str, ...]:
 
 
 def read_optimizer(run: PublishedRun, quantization: str) -> str | Missing:
-    """transformers' name of the optimizer. `torch AdamW` without more is torch's own: foreach on a GPU, `adamw_torch`."""
+    """transformers' name of the optimizer. `torch AdamW` without more is torch's own: foreach on a GPU, `adamw_torch`.
+
+    Remarks in brackets only count when nothing stands before them.
+    """
     text = (run.optimizer or "").lower()
     if not text:
         return Missing(reason="optimizer not stated")
     if "in_bwd" in text or "in backward" in text or run.flag("optimizer_in_bwd"):
         return Missing(reason="optimizer a Job cannot describe", detail="a step per parameter inside the backward")
+    text = text.partition("(")[0].strip() or text
     if "->" in text and "when quantized" in text:
         text = text.split("->")[1 if quantization != "none" else 0]
     if any(name in text for name in ("lora-fa", "galore", "lomo", "lion", "cpuadam", "muon", "riemannian", "lora+")):
@@ -154,7 +160,7 @@ def read_optimizer(run: PublishedRun, quantization: str) -> str | Missing:
         return Missing(reason="optimizer a Job cannot describe", detail=text)
     if eight:
         return "adamw_8bit"
-    return "adamw_torch_fused" if re.search(r"fused(?!\?)", text) else "adamw_torch"
+    return "adamw_torch_fused" if "fused" in text else "adamw_torch"
 
 
 def read_attention(run: PublishedRun) -> tuple[str, tuple[str, ...]]:

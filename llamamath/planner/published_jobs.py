@@ -274,10 +274,12 @@ def _caveats(
     found = list(software.caveats) + list(measure.caveats) + list(read_attention(run)[1])
     if length_kind != "exact":
         found.append("length-bound" if length_kind == "bound" else "length-reached")
-        if measure.kind != "allocated":
-            found.append("reserved-varying")
+    if measure.kind != "allocated":
+        found.append("allocator-slack" if length_kind == "exact" else "reserved-varying")
     if precision.by_gpu:
         found.append("dtype-by-gpu")
+    if precision.changed:
+        found.append("dtype-changed")
     if isinstance(run.lora_targets, str) and run.lora_targets.lower().startswith("default"):
         found.append("targets-by-default")
     if job.lora is not None and "qwen1-code" in found:

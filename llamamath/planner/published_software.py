@@ -106,15 +106,15 @@ def _peft_benchmark(run: PublishedRun) -> Software:
 
 
 def _qwen_repository(run: PublishedRun) -> Software | str:
-    # QwenLM/Qwen finetune.py: Trainer with bf16, LoRA dropout 0.05, peft < 0.8 (adapters in the base's dtype), transformers < 4.38
-    # (reentrant checkpointing)
+    # QwenLM/Qwen finetune.py: Trainer with bf16, LoRA dropout 0.05, transformers < 4.38 (reentrant checkpointing); the profile went into
+    # its README on 2023-10-07, when PEFT was at 0.5.0 (adapters in float32)
     if run.method == "full":
         return "sharded or offloading engine (DeepSpeed, FSDP)"  # its only full-parameter script is finetune_ds.sh, DeepSpeed ZeRO-3
     return Software(
         name="Qwen's finetune.py",
         relation="hugging face",
         stack="transformers-4.45",
-        adapter_dtype="bfloat16",
+        adapter_dtype="float32",
         lora_dropout=0.05,
         use_reentrant=True,
         mixed_precision=True,
@@ -155,7 +155,9 @@ def _trl(run: PublishedRun) -> Software:
 
 
 def _litgpt(run: PublishedRun) -> Software:
-    # Lightning-AI/litgpt at 8641822: finetune/lora.py (dropout 0.05, bf16-true, no mask, lm_head and loss in chunks of 128 tokens)
+    # Lightning-AI/litgpt at 8641822: finetune/lora.py (dropout 0.05, bf16-true, no mask, lm_head and loss in chunks of 128 tokens);
+    # bitsandbytes 0.41.1, from 2024 on 0.42.0 (pyproject.toml)
+    quantization = (run.quant or "").lower()
     return Software(
         name="LitGPT",
         relation="other",
@@ -164,7 +166,7 @@ def _litgpt(run: PublishedRun) -> Software:
         quantized_adapter_dtype="bfloat16",
         lora_dropout=0.05,
         loss="chunked",
-        caveats=("litgpt-code", "litgpt-logits"),
+        caveats=("litgpt-code", "litgpt-logits") + (() if quantization in ("", "none") else ("bnb-keeps-inputs", "litgpt-quantized-head")),
     )
 
 
@@ -193,6 +195,7 @@ def _unsloth(run: PublishedRun) -> Software | str:
         return "not causal language modelling (embeddings, audio)"
     if run.method == "full":
         return "precision not stated"  # Unsloth picks float32 or bfloat16 for full fine-tuning; the rows do not say which
+    version = versions(run).get("unsloth", (2024, 0))
     return Software(
         name="Unsloth",
         relation="other",
@@ -201,7 +204,9 @@ def _unsloth(run: PublishedRun) -> Software | str:
         loss="liger",
         nf4_is_double_quantized=True,
         separate_projections=True,
-        caveats=("unsloth-code", "dtype-by-gpu"),
+        caveats=("unsloth-code",)
+        + (("unsloth-logits",) if version < (2024, 11) else ())
+        + (("unsloth-dynamic",) if version >= (2024, 12) and "nf4" in (run.quant or "").lower() else ()),
     )
 
 
@@ -235,9 +240,9 @@ def _transformers(run: PublishedRun) -> Software:
 
 
 def _peft_adapter_dtype(run: PublishedRun) -> str:
-    """PEFT below 0.12 gave adapters the dtype of a floating-point base layer; later ones turn half precision into float32."""
+    """PEFT 0.6 to 0.11 gave adapters the dtype of a floating-point base layer; before and after they are float32 (read in the wheels)."""
     peft = versions(run).get("peft")
-    return "bfloat16" if peft is not None and peft < (0, 12) else "float32"
+    return "bfloat16" if peft is not None and (0, 6) <= peft < (0, 12) else "float32"
 
 
 def _starts(*prefixes: str) -> Callable[[PublishedRun], bool]:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from llamamath.cli.accuracy import accuracy as accuracy_command
 from llamamath.errors import UnknownNameError, UsageError
 from llamamath.planner.accuracy import CONTRADICTION, Accuracy, compare, summarise
-from llamamath.planner.accuracy_report import GENERATED, to_json, to_markdown, without_date
+from llamamath.planner.accuracy_json import to_json
+from llamamath.planner.accuracy_report import GENERATED, to_markdown, without_date
 from llamamath.planner.accuracy_run import accuracy_of, card_capacity, default_runs
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate, HostMemory, Peak
@@ -341,7 +342,8 @@ def test_how_sure_the_length_is(kind: str, flags: dict[str, object], expected: s
 @pytest.mark.parametrize(
     ("text", "name"),
     [("paged_adamw_8bit", "paged_adamw_8bit"), ("AdamW8bit (torchao)", "adamw_8bit"), ("torch AdamW fused", "adamw_torch_fused"),
-     ("AdamW (fused? not stated)", "adamw_torch"), ("adamw_bnb_8bit", "adamw_8bit"), ("sgd", "sgd"), ("Adafactor", "adafactor")],
+     ("torch.optim.AdamW (fused? default PagedAdamW8bit overridden)", "adamw_torch"), ("adamw_bnb_8bit", "adamw_8bit"), ("sgd", "sgd"),
+     ("Adafactor", "adafactor")],
 )  # fmt: skip
 def test_optimizer_names(text: str, name: str) -> None:
     assert read_optimizer(run(optimizer=text), "none") == name

@@ -88,8 +88,9 @@ class Job:
     """Batch of evaluation during training. None: no evaluation during training."""
     num_images: int = 0
     """Images per sequence (mllama): 0 trains on text only."""
-    fused_kernels: bool = False
-    """fms-acceleration's `fast_kernels`: fused LoRA, RMSNorm, rotary and cross-entropy kernels. Only to describe such runs."""
+    fused_kernels: bool | None = None
+    """fms-acceleration's `fast_kernels`: its LoRA, RMSNorm, rotary and cross-entropy kernels. Only to describe published runs.
+    None: with `loss: liger` on transformers-4.45, where Liger's loss came only with them."""
 
     @property
     def sequence_length(self) -> int:

@@ -62,7 +62,7 @@ _READERS: dict[str, Reader] = {
     "precompute_ref_log_probs": true_or_false,
     "per_device_eval_batch_size": optional(whole_number(1, MAX_BATCH)),
     "num_images": whole_number(0, 1000),
-    "fused_kernels": true_or_false,
+    "fused_kernels": optional(true_or_false),
 }
 
 _OTHER_NAMES = {

@@ -30,6 +30,8 @@ class Heads:
     bias: Size = BIAS
     """Elements of the additive bias, its last dimension padded to 16."""
     softcap: bool = False
+    shared_bias: bool = False
+    """The mask comes as an additive bias of the right shape already, one for all layers."""
 
     @property
     def query(self) -> Size:
@@ -105,12 +107,14 @@ def _efficient(g: Graph, shape: Heads, q: Value, k: Value, v: Value, width: int)
     Saves q, the repeated k and v, the bias, the output and the log-sum-exp. Backward: dq, dk, dv and one fp32 `delta` per row and head.
     """
     if shape.heads != shape.key_value_heads:
-        k = _repeat(g, k, shape)
-        v = _repeat(g, v, shape)
+        k = repeat(g, k, shape)
+        v = repeat(g, v, shape)
     q, k, v = ops.cast(g, q, width), ops.cast(g, k, width), ops.cast(g, v, width)
-    unpadded = g.allocate(shape.scores, width)
-    bias = g.allocate(shape.bias, width)
-    del unpadded
+    bias = Value(None, shape.bias, width)
+    if not shape.shared_bias:
+        unpadded = g.allocate(shape.scores, width)
+        bias = g.allocate(shape.bias, width)
+        del unpadded
     out = g.allocate(q.numel, width)
     lse = g.allocate(shape.rows * shape.heads, 4)
     if g.needs_grad(q, k, v):
@@ -129,7 +133,7 @@ def _efficient(g: Graph, shape: Heads, q: Value, k: Value, v: Value, width: int)
     return out
 
 
-def _repeat(g: Graph, x: Value, shape: Heads) -> Value:
+def repeat(g: Graph, x: Value, shape: Heads) -> Value:
     """`repeat_kv`: expand and copy to all query heads; backward sums the copies."""
     out = g.allocate(shape.repeated, x.width)
     if g.needs_grad(x):
@@ -141,8 +145,8 @@ def _repeat(g: Graph, x: Value, shape: Heads) -> Value:
 def _eager(g: Graph, shape: Heads, q: Value, k: Value, v: Value, width: int) -> Value:
     """transformers' eager attention: scores in the compute dtype, masked, softmax in fp32, cast back."""
     if shape.heads != shape.key_value_heads:
-        k = _repeat(g, k, shape)
-        v = _repeat(g, v, shape)
+        k = repeat(g, k, shape)
+        v = repeat(g, v, shape)
     else:
         v = ops.clone(g, v)  # bmm wants it contiguous by heads
     elements = shape.scores * shape.heads

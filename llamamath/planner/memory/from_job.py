@@ -12,6 +12,8 @@ from llamamath.planner.stack import find_stack
 
 SMALL_BATCH_ROWS = 1536
 """bitsandbytes 0.50.2 `_gemm_4bit_custom_max_m`: above it a 4-bit product always dequantises its weight."""
+REPEATING_FAMILIES = ("mistral", "qwen2", "phi3")
+"""transformers 4.45 `modeling_<family>.py`, FlashAttention2.forward: `repeat_kv` of keys and values; Llama's does not."""
 TILE_TOKENS = 4096
 TILE_WORDS = 32768
 
@@ -33,6 +35,13 @@ def mixed_precision(job: Job) -> bool:
     if job.stack == "transformers-4.48":
         return job.quantization != "none"
     return job.stack == "transformers-4.45" or find_stack(job.stack).mixed_precision_default
+
+
+def fused_kernels(job: Job) -> bool:
+    """Whether fms-acceleration's kernels run: as the job says, else where its Liger loss was published (transformers 4.45)."""
+    if job.fused_kernels is not None:
+        return job.fused_kernels
+    return job.stack == "transformers-4.45" and job.loss == "liger"
 
 
 def attention_kernel(job: Job, architecture: Architecture, masked: bool) -> str:
@@ -90,7 +99,8 @@ def settings_of(job: Job, architecture: Architecture) -> Settings:
         reference_model=lora is None and _has_reference(job),
         old_log_probs=job.method == "grpo" and _needs_old_log_probs(job),
         images=job.num_images > 0 and architecture.vision is not None,
-        fused=job.fused_kernels,
+        fused=fused_kernels(job),
+        repeats_key_values=job.stack == "transformers-4.45" and architecture.family in REPEATING_FAMILIES,
         evaluating=job.per_device_eval_batch_size is not None,
         offload_checkpoints="checkpoints" in job.offload and job.gradient_checkpointing,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.memory import ops
-from llamamath.planner.memory.attention import Heads, attend
+from llamamath.planner.memory.attention import Heads, attend, repeat
 from llamamath.planner.memory.autograd import Graph, Value
 from llamamath.planner.memory.polynomial import TOKENS, VISION, VISION_BIAS, VISION_PAIRS, Size
 from llamamath.planner.memory.projections import Projections
@@ -72,9 +72,11 @@ class DecoderLayer:
             v = ops.narrow(g, joined, TOKENS * kv_size)
             del joined
         else:
-            q = self._query(hidden, h, q_size)
-            k = self._key(hidden, h, kv_size)
-            v = self.project("v_proj", hidden, TOKENS, h, kv_size)
+            shared = self.project.fused_input(hidden, ("q_proj", "k_proj", "v_proj"))
+            q = self._query(shared, h, q_size)
+            k = self._key(shared, h, kv_size)
+            v = self.project("v_proj", shared, TOKENS, h, kv_size)
+            del shared
         del hidden
         q, k = self._rotate(q, k)
         if cache is not None:
@@ -86,6 +88,9 @@ class DecoderLayer:
             head_dim=a.head_dim,
             softcap=a.attn_logit_softcapping is not None,
         )
+        if s.repeats_key_values and s.attention.startswith("flash"):
+            k, v = repeat(g, k, shape), repeat(g, v, shape)
+            shape = replace(shape, key_value_heads=a.num_attention_heads)
         out = attend(g, s.attention, shape, q, k, v, autocast=s.autocast)
         del q, k, v
         if a.family == "phi3" and s.attention == "flash":

@@ -254,31 +254,30 @@ def _times_weight(g: Graph, x: Value, weight: Value, width: int) -> Value:
 
 
 def _fused_norm(g: Graph, x: Value, rows: Size, weight: Value) -> Value:
+    """fms-acceleration's triton RMSNorm: saves its input and an fp32 statistic; backward overwrites the incoming gradient."""
+    if g.needs_grad(x, weight):
+        g.save(3)
     out = g.allocate(x.numel, x.width)
     statistic = g.allocate(rows, FP32)
     if g.needs_grad(x, weight):
-        g.save(2)
         saved = [x, statistic]
-        numel, width = x.numel, x.width
-        trained = isinstance(weight.node, Parameter)
-        weight_numel, weight_width = weight.numel, weight.width
 
         def backward(grad: Value) -> Sequence[Value | None]:
-            result = g.allocate(numel, width)
-            for_weight = g.allocate(weight_numel, weight_width) if trained else None
             saved.clear()
-            return (result, for_weight)
+            return (grad,)
 
-        g.attach(out, (x, weight), backward)
+        g.attach(out, (x,), backward)
     return out
 
 
-def layer_norm(g: Graph, x: Value, rows: Size, trained: Value | None = None) -> Value:
-    """`nn.LayerNorm` (fp32 under autocast): saves its input and two fp32 statistics per row."""
+def layer_norm(g: Graph, x: Value, rows: Size, *, autocast: bool) -> Value:
+    """`nn.LayerNorm`: saves its input and two fp32 statistics per row. Autocast runs it in fp32, and its output stays fp32."""
+    x = cast(g, x, FP32) if autocast else x
+    if g.needs_grad(x):
+        g.save(3)
     out = g.allocate(x.numel, x.width)
     statistics = g.allocate(2 * rows, FP32)
-    if g.needs_grad(x, trained):
-        g.save(3)
+    if g.needs_grad(x):
         saved = [x, statistics]
         numel, width = x.numel, x.width
 

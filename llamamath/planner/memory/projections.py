@@ -14,6 +14,8 @@ from llamamath.planner.memory.polynomial import Size
 from llamamath.planner.memory.settings import Settings
 
 NF4_BLOCK = 64
+FUSED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""Linears that fms-acceleration's LoRA functions replace (its MLP function needs all three of the MLP adapted and is not described)."""
 
 
 class Projections:
@@ -39,8 +41,8 @@ class Projections:
         quantized = s.quantized
         if not s.adapts(module, tower):
             return self._base(x, rows, in_features, out_features, quantized)
-        if s.fused and not s.dora:
-            return self._fused_lora(x, rows, in_features, out_features, quantized)
+        if s.fused and quantized and module in FUSED_MODULES:
+            return self._fused_lora(x, rows, in_features, out_features)
         return self._with_adapter(x, self._base(x, rows, in_features, out_features, quantized), rows, in_features, out_features, quantized)
 
     def _base(self, x: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
@@ -183,27 +185,40 @@ class Projections:
         del scaled_base, scaled
         return ops.add(g, result, extra)
 
-    def _fused_lora(self, x: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
-        """fms-acceleration's fused LoRA: one autograd function that keeps its input and nothing else of the branch."""
+    def fused_input(self, x: Value, modules: tuple[str, ...]) -> Value:
+        """The input as fms-acceleration's LoRA functions see it: 2-byte, and saved by them even where dropout replaces it."""
+        s = self.settings
+        if not (s.fused and s.quantized and any(s.adapts(module) for module in modules)):
+            return x
+        return ops.cast(self.graph, x, 2)
+
+    def _fused_lora(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
+        """fms-acceleration's LoRA function (its `unsloth_lora/bnb/fast_lora.py`): saves its input and, with dropout, the dropped copy.
+
+        No masks, no adapter outputs; the product with the dequantised weight and the branch are added in place.
+        """
         g, s = self.graph, self.settings
         numel = in_features * out_features
-        held = [ops.temporary(g, numel, 2)] if quantized else []
+        weight = ops.temporary(g, numel, 2)
         out = g.allocate(rows * out_features, 2)
-        branch = g.allocate(rows * s.rank, 2)
-        held.clear()
-        del branch
+        del weight
+        dropped = g.allocate(x.numel, 2) if s.dropout else x
+        branch = [g.allocate(rows * s.rank, 2), g.allocate(rows * out_features, 2)]
+        branch.clear()
         adapters = (self._adapter(in_features * s.rank), self._adapter(out_features * s.rank))
         if g.needs_grad(x, *adapters):
-            g.save()
-            saved = [x]
-            x_numel = x.numel
+            g.save(2)
+            saved = [x, dropped]
+            x_numel, rank, width = x.numel, s.rank, s.adapter_width
 
             def backward(grad: Value) -> Sequence[Value | None]:
-                first = g.allocate(in_features * s.rank, s.adapter_width)
-                second = g.allocate(out_features * s.rank, s.adapter_width)
-                weight = [ops.temporary(g, numel, 2)] if quantized else []
+                first = g.allocate(in_features * rank, width)
+                second = g.allocate(out_features * rank, width)
+                held = ops.temporary(g, numel, 2)
                 result = g.allocate(x_numel, 2)
-                weight.clear()
+                del held
+                mask = [g.allocate(x_numel, 1), g.allocate(x_numel, 2), g.allocate(x_numel, 2)]
+                mask.clear()
                 saved.clear()
                 return (result, first, second)
 

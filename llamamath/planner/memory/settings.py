@@ -50,6 +50,9 @@ class Settings:
     old_log_probs: bool
     images: bool
     fused: bool
+    """fms-acceleration's kernels: RMSNorm, rotary and cross entropy; on a quantised model also its LoRA functions for q, k, v and o."""
+    repeats_key_values: bool
+    """Keys and values are repeated to all query heads before flash attention (some families of transformers 4.45)."""
     evaluating: bool
     """Evaluation during training."""
     offload_checkpoints: bool

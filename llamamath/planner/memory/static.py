@@ -34,6 +34,8 @@ class Trainable:
     width: int
     copies: int
     embedding: bool = False
+    reached: bool = True
+    """False for adapters of an image tower or cross-attention layer in a run without images: no gradient, so no state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,10 @@ def quantized_bytes(numel: int, out_features: int, quantization: str) -> int:
     return packed + aligned(blocks) + aligned(4 * -(-blocks // STATISTICS_BLOCK)) + aligned(256 * 4) + aligned(4)
 
 
+def _is_for_text(weight: Weight) -> bool:
+    return weight.tower == "text" and ".cross_attn." not in weight.name
+
+
 def weight_bytes(weight: Weight, settings: Settings) -> int:
     """One base weight as it lies on the device."""
     if settings.quantized and weight.role == "linear":
@@ -103,13 +109,13 @@ def static_memory(architecture: Architecture, settings: Settings, lora: Lora | N
             out_features, in_size = weight.shape[0], weight.numel // weight.shape[0]
             sizes = [lora.r * in_size, lora.r * out_features] + ([out_features] if lora.use_dora else [])
             for numel in sizes:
-                trainable.append(Trainable(numel, settings.adapter_width, weight.copies))
+                trainable.append(Trainable(numel, settings.adapter_width, weight.copies, reached=settings.images or _is_for_text(weight)))
                 adapters += aligned(numel * settings.adapter_width) * weight.copies
     layers = sum(
         weight_bytes(weight, settings) * weight.copies for weight in weights(architecture) if weight.layers and weight.tower == "text"
     )
     largest = max(weight.numel for weight in weights(architecture)) * settings.load_width
-    gradients = sum(aligned(tensor.numel * tensor.width) * tensor.copies for tensor in trainable)
+    gradients = sum(aligned(tensor.numel * tensor.width) * tensor.copies for tensor in trainable if tensor.reached)
     return Static(base, adapters, tuple(trainable), gradients, layers, largest)
 
 
@@ -134,6 +140,8 @@ def optimizer_memory(optim: str, static: Static) -> OptimizerMemory:
     """
     state = step = paged = 0
     for tensor in static.trainable:
+        if not tensor.reached:
+            continue
         full = aligned(tensor.numel * tensor.width)
         if optim in ("adamw_torch", "adamw_torch_fused"):
             state += (2 * full + ALIGNMENT) * tensor.copies  # and one step counter

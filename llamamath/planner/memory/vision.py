@@ -10,7 +10,7 @@ from llamamath.planner.architecture import Architecture, VisionArchitecture
 from llamamath.planner.memory import ops
 from llamamath.planner.memory.attention import Heads, attend
 from llamamath.planner.memory.autograd import Graph, Value
-from llamamath.planner.memory.ledger import Buffer
+from llamamath.planner.memory.ledger import ACTIVATION, Buffer
 from llamamath.planner.memory.polynomial import VISION, VISION_SQUARE
 from llamamath.planner.memory.projections import Projections
 from llamamath.planner.memory.settings import Settings
@@ -33,24 +33,31 @@ class VisionTower:
         g, s = self.graph, self.settings
         pixels = g.allocate(VISION * (vision.patch_size**2 * vision.num_channels), 4)
         hidden = g.allocate(VISION * vision.hidden_size, s.load_width)
+        if g.grad_enabled and s.checkpointing:
+            g.attach(hidden, (), lambda grad: ())  # enable_input_require_grads hooks the patch embedding as well
         mask = g.allocate(VISION_SQUARE, s.load_width)
-        collected = [g.allocate(VISION * vision.hidden_size, s.load_width) for _ in vision.intermediate_layers_indices]
-        hidden = self._stack(hidden, vision, vision.num_hidden_layers, gated=False)
-        hidden = self._norm(hidden, trained=True)
-        hidden = self._stack(hidden, vision, vision.num_global_layers, gated=True)
-        joined = g.allocate(VISION * vision.output_dim, s.load_width)
+        kept: list[Buffer] = []
+        hidden = self._norm(hidden)
+        hidden = self._stack(hidden, vision, vision.num_hidden_layers, kept, gated=False)
+        hidden = self._norm(hidden)
+        hidden = self._stack(hidden, vision, vision.num_global_layers, kept, gated=True)
+        kept.clear()
+        joined = g.allocate(VISION * vision.output_dim, hidden.width)
         if g.needs_grad(hidden):
             numel, width = hidden.numel, hidden.width
             g.attach(joined, (hidden,), lambda grad: (g.allocate(numel, width),))
-        del hidden, collected, mask, pixels
+        del hidden, mask, pixels
         return self.project("multi_modal_projector", joined, VISION, vision.output_dim, self.architecture.hidden_size, tower="vision")
 
-    def _stack(self, hidden: Value, vision: VisionArchitecture, count: int, *, gated: bool) -> Value:
+    def _stack(self, hidden: Value, vision: VisionArchitecture, count: int, kept: list[Buffer], *, gated: bool) -> Value:
         """`count` identical layers: one walked, the others extrapolated from what it retains."""
         ledger = self.graph.ledger
         before = list(ledger.live)
         trainable = self.project.trainable_bytes
         hidden = self._layer(hidden, vision, gated=gated)
+        if hidden.width == 2:  # the encoder collects every layer's output, which nothing else keeps (fp32 ones are the next norm's input)
+            kept.append(Buffer(ledger, hidden.numel * hidden.width * (count - 1), ACTIVATION))
+            before[ACTIVATION] += hidden.numel * hidden.width * (count - 1)
         retained = [max(0, now - then) for now, then in zip(ledger.live, before, strict=True)]
         if count == 1 or hidden.node is None:
             return hidden
@@ -82,6 +89,7 @@ class VisionTower:
             key_rows=VISION,
             scores=VISION_SQUARE,
             bias=VISION_SQUARE,
+            shared_bias=True,
         )
         hidden = attend(g, "eager" if self.settings.attention == "eager" else "efficient", heads, q, k, v, autocast=self.settings.autocast)
         del q, k, v
@@ -98,5 +106,5 @@ class VisionTower:
             hidden = ops.mul_constant(g, hidden)
         return ops.add(g, residual, hidden)
 
-    def _norm(self, hidden: Value, *, trained: bool = False) -> Value:
-        return ops.layer_norm(self.graph, hidden, VISION, None)
+    def _norm(self, hidden: Value) -> Value:
+        return ops.layer_norm(self.graph, hidden, VISION, autocast=self.settings.autocast)

@@ -160,7 +160,7 @@ class Walk:
             return 0
         if s.train_base and s.load_width == 4:
             return sum(2 * weight.numel * weight.copies for weight in weights(self.architecture) if weight.role == "linear")
-        if s.rank and s.adapter_width == 4:
+        if s.rank and s.adapter_width == 4 and not (s.fused and s.quantized):
             adapted = (weight for weight in weights(self.architecture) if weight.role == "linear" and s.adapts(weight.module, weight.tower))
             return sum(2 * s.rank * sum(weight.shape) * weight.copies for weight in adapted)
         return 0
@@ -279,10 +279,12 @@ class Walk:
     def _before_recomputation(self, numel: Size, width: int) -> list[Value]:
         """Gradients that exist when torch recomputes the layer: its last operations save nothing, so their backward runs first.
 
-        The scaling of the down projection's adapter, and granite's scaling of the branch. Reentrant checkpointing recomputes at once.
+        The scaling of the down projection's adapter and granite's scaling of the branch; a 4-bit down projection without an adapter
+        keeps its weight outside autograd's saved tensors, so even its backward runs first. Reentrant checkpointing recomputes at once,
+        and so does a layer that ends in a norm (gemma2).
         """
         s = self.settings
-        if s.reentrant:
+        if s.reentrant or self.architecture.post_norms:
             return []
         early = [self.graph.allocate(numel, width)] if self.architecture.scaled_residual else []
         if s.adapts("down_proj"):
@@ -290,6 +292,8 @@ class Walk:
             early.append(self.graph.allocate(numel, s.adapter_width if widened else width))
             if widened:
                 early.append(self.graph.allocate(numel, width))  # the base's share of the gradient, narrowed again
+        elif s.quantization in ("nf4", "nf4-dq"):
+            early.append(self.graph.allocate(TOKENS * self.architecture.intermediate_size, s.compute_width))
         return early
 
     def _saves(self, kind: str, hidden: Value) -> int:

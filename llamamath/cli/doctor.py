@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,6 +84,10 @@ def _package_findings(packages: Sequence[Package], machine: ProbedMachine) -> li
     if torch and "+cpu" in torch and machine.visible:
         fix = "install a CUDA build of torch (pytorch.org)"
         found.append(Finding(severity="problem", what=f"torch {torch} cannot use the GPU that is here", fix=fix))
+    built_for = re.search(r"\+cu(\d\d)\d", torch or "")
+    if built_for and machine.cuda_version and int(built_for.group(1)) > machine.cuda_version[0]:
+        fix = f"update the NVIDIA driver, or install torch for CUDA {machine.cuda_version[0]}"
+        found.append(Finding(severity="problem", what=f"torch {torch} needs a newer driver than {machine.driver_version}", fix=fix))
     if versions.get("pynvml"):
         what = "the package pynvml is out of date and shadows nvidia-ml-py, which brings the same module"
         found.append(Finding(severity="warning", what=what, fix="pip uninstall pynvml, then reinstall nvidia-ml-py"))

@@ -19,9 +19,10 @@ MEMORY_TOLERANCE = 0.12
 """How far the driver's total may be from the profile's: ECC takes 1/16, and a card of the next size is a third away."""
 
 _SIZE = re.compile(r"(?<![0-9a-z])(\d{1,3})\s*g(?:i?b)?(?![0-9a-z])|(?<!\d)(\d{1,3})\s*gi?b(?![0-9a-z])")
-_WORD = re.compile(r"nvidia|geforce|tesla|rtx|gtx|laptop|mobile|notebook|desktop|graphics|gpu|[a-z]+|\d+")
 _LAPTOP_WORDS = frozenset({"laptop", "mobile", "notebook"})
 _EMPTY_WORDS = frozenset({"nvidia", "geforce", "tesla", "rtx", "gtx", "desktop", "graphics", "gpu", "card", "generation"})
+_KNOWN_WORD = re.compile("|".join(sorted(_LAPTOP_WORDS | _EMPTY_WORDS)))
+_WORD = re.compile(r"[a-z]+|\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ def split_name(name: str) -> NameParts:
     size = _SIZE.search(text)
     if size:
         text = f"{text[: size.start()]} {text[size.end() :]}"
-    words = _WORD.findall(text)
+    words = _WORD.findall(_KNOWN_WORD.sub(r" \g<0> ", text))
     return NameParts(
         key="".join(word for word in words if word not in _EMPTY_WORDS and word not in _LAPTOP_WORDS),
         laptop=any(word in _LAPTOP_WORDS for word in words),

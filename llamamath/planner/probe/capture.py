@@ -16,6 +16,10 @@ from llamamath.planner.probe.nvml import NOT_FOUND, Nvml, ProcessInfo, load_nvml
 
 SCHEMA_VERSION = 1
 
+MAX_GPUS = 256
+MAX_MIG_INSTANCES = 16
+"""More than any machine has; a broken driver may answer anything, and each one is asked 20 questions."""
+
 
 def capture_machine(
     *, load: Callable[[], Nvml] = load_nvml, root: Path = Path("/"), environ: Mapping[str, str] | None = None
@@ -56,7 +60,7 @@ def capture_nvml(load: Callable[[], Nvml]) -> dict[str, object]:
         section["cuda_driver_version"] = ask(errors, "cuda_driver_version", lambda: int(nvml.nvmlSystemGetCudaDriverVersion()))
         count = ask(errors, "device_count", lambda: int(nvml.nvmlDeviceGetCount()))
         section["device_count"] = count
-        gpus.extend(_capture_gpu(nvml, index) for index in range(count or 0))
+        gpus.extend(_capture_gpu(nvml, index) for index in range(min(count or 0, MAX_GPUS)))
     finally:
         ask(errors, "shutdown", lambda: nvml.nvmlShutdown())
     return section
@@ -110,7 +114,7 @@ def _process_rows(kind: str, processes: Sequence[ProcessInfo]) -> dict[int, dict
 def _mig_instances(nvml: Nvml, handle: object, errors: dict[str, object]) -> list[dict[str, object]]:
     """The slices of a GPU in MIG mode that exist."""
     count = ask(errors, "mig_count", lambda: int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)))
-    found = (_mig_instance(nvml, handle, index, errors) for index in range(count or 0))
+    found = (_mig_instance(nvml, handle, index, errors) for index in range(min(count or 0, MAX_MIG_INSTANCES)))
     return [instance for instance in found if instance is not None]
 
 

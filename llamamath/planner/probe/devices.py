@@ -102,7 +102,7 @@ def _usable(gpu: ProbedGpu, profile: Gpu | None, use_total: bool) -> tuple[int, 
     excuse = "" if use_total else "; the driver does not say what is free"
     total_bytes = gpu.total_bytes or 0
     if gpu.reserved_bytes is not None:
-        return total_bytes - gpu.reserved_bytes, f"all of its memory less what the driver holds back{excuse}"
+        return max(0, total_bytes - gpu.reserved_bytes), f"all of its memory less what the driver holds back{excuse}"
     if profile is not None:
         return min(total_bytes, profile.usable_bytes), f"all of its memory: {profile.usable_basis}{excuse}"
     return total_bytes, f"all of its memory, what the driver holds back unknown{excuse}"
@@ -122,7 +122,7 @@ def _device_of(gpu: ProbedGpu, machine: ProbedMachine, use_total: bool) -> Devic
     profile, reason = _profile_of(gpu)
     limit_bytes, limit_basis = _usable(gpu, profile, use_total)
     notes = [finding.line for finding in find_on_gpu(gpu)]
-    if machine.wsl:
+    if machine.wsl and gpu.driver_model != "WDDM":
         notes.append(WSL_SPILLS.line)
     link_rate = pcie_copy_bytes_per_second(gpu.pcie_generation, gpu.pcie_lanes)
     if link_rate is not None:
@@ -146,11 +146,13 @@ def _device_of(gpu: ProbedGpu, machine: ProbedMachine, use_total: bool) -> Devic
 
 def _processor(machine: ProbedMachine, looked_at: tuple[str, ...]) -> tuple[Device, tuple[str, ...]]:
     """This machine's RAM as the device. Rates are unknown: they depend on what torch finds in the processor."""
-    usable_bytes, whole_bytes = machine.usable_memory_bytes, machine.whole_memory_bytes
-    if usable_bytes is None or whole_bytes is None:
+    usable_bytes = machine.usable_memory_bytes
+    if usable_bytes is None:
         raise UnavailableError("neither a GPU nor the size of RAM could be found", "name a GPU or a size instead, such as 12GiB")
+    whole_bytes = machine.whole_memory_bytes or usable_bytes
     bounded = any(limit.free_bytes == usable_bytes for limit in machine.memory_limits)
     count = machine.num_cpus if machine.cpu_quota is None else min(machine.cpu_quota, machine.num_cpus or machine.cpu_quota)
+    usable_bytes = min(usable_bytes, whole_bytes)
     device = Device(
         name="CPU" if count is None else f"CPU ({count:g} core{'' if count == 1 else 's'})",
         kind="cpu",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llamamath.planner.probe.parse import Failure, ProbedGpu, ProbedMachine
+from llamamath.planner.probe.parse import GONE_CODES, Failure, ProbedGpu, ProbedMachine
 from llamamath.units import GIB, MIB, format_bytes
 
 Severity = Literal["note", "warning", "problem"]
@@ -17,8 +17,10 @@ BUSY_BYTES = 512 * MIB
 LOW_DISK_BYTES = 20 * GIB
 """An 8 B model in bf16 is 16 GB to download."""
 
+CUDA_13_CAPABILITY = (7, 5)
+"""CUDA 13.0 dropped Maxwell, Pascal and Volta; CUDA Toolkit release notes 13.0."""
+
 _LIBRARY_NOT_FOUND = 12
-_GPU_IS_LOST = 15
 _QUIET = frozenset({3, 13})
 """Not supported, function not found: the card or the driver does not have the feature; nothing is broken."""
 
@@ -136,10 +138,9 @@ def find_on_gpu(gpu: ProbedGpu) -> Iterator[Finding]:
     if not gpu.usable:
         yield _unusable(gpu, title, failures)
         return
-    lost = next((failure for failure in failures if failure.code == _GPU_IS_LOST), None)
-    if lost:
-        explained = _explain(lost)
-        yield Finding(severity="problem", what=f"{title}: {explained.what} while it was being asked", fix=explained.fix)
+    if gpu.compute_capability is not None and gpu.compute_capability < CUDA_13_CAPABILITY:
+        what = f"{title}: compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}"
+        yield Finding(severity="warning", what=what, fix="builds of torch for CUDA 13 need 7.5; take one for CUDA 12")
     if gpu.free_bytes is not None and gpu.total_bytes is not None:
         yield from _occupation(gpu, title, gpu.total_bytes - gpu.free_bytes - (gpu.reserved_bytes or 0))
     if gpu.display:
@@ -154,7 +155,7 @@ def find_on_gpu(gpu: ProbedGpu) -> Iterator[Finding]:
 
 def _unusable(gpu: ProbedGpu, title: str, failures: Sequence[Failure]) -> Finding:
     if failures:
-        explained = _explain(failures[0])
+        explained = _explain(next((failure for failure in failures if failure.code in GONE_CODES), failures[0]))
         return Finding(severity="problem", what=f"{title}: {explained.what}", fix=explained.fix)
     if gpu.mig_mode:
         what = f"{title}: in MIG mode without an instance"
@@ -186,7 +187,7 @@ def _selection(machine: ProbedMachine) -> Iterator[Finding]:
 
 
 def _host(machine: ProbedMachine) -> Iterator[Finding]:
-    if machine.wsl and machine.gpus:
+    if machine.wsl and any(gpu.driver_model != "WDDM" for gpu in machine.gpus):
         yield WSL_SPILLS
     if machine.usable_memory_bytes is None:
         yield Finding(severity="problem", what="the size of RAM could not be learnt")

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from llamamath.errors import UsageError
 from llamamath.planner.probe.visibility import GpuIds, Visibility, visible_devices
 
+GONE_CODES = frozenset({15, 16})
+"""NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED: whatever else the card said, it cannot be used; nvml.h."""
+
 _DRIVER_MODELS = {0: "WDDM", 1: "TCC", 2: "MCDM"}
 """nvmlDriverModel_t; nvml.h."""
 
@@ -54,8 +57,8 @@ class ProbedGpu:
 
     @property
     def usable(self) -> bool:
-        """False for a GPU that does not answer, tells no size of memory, or is in MIG mode and has no instance."""
-        return self.total_bytes is not None
+        """False for a GPU that is lost, does not answer, tells no size of memory, or is in MIG mode and has no instance."""
+        return self.total_bytes is not None and not any(failure.code in GONE_CODES for failure in self.failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,14 +185,15 @@ def _gpu(card: Mapping[str, object], unit: Mapping[str, object], mig_instance: i
     capability, ecc = _pair(card, "compute_capability"), _pair(card, "ecc_mode")
     power = _whole(card, "power_limit_milliwatts")
     display = _whole(card, "display_active")
+    total_bytes, free_bytes = _whole(memory, "total_bytes") or None, _whole(memory, "free_bytes")
     return ProbedGpu(
         index=_whole(card, "index") or 0,
         mig_instance=mig_instance,
         mig_mode=split,
         name=_text(unit, "name") or _text(card, "name"),
         uuid=_text(unit, "uuid"),
-        total_bytes=_whole(memory, "total_bytes"),
-        free_bytes=_whole(memory, "free_bytes"),
+        total_bytes=total_bytes,
+        free_bytes=None if free_bytes is None or total_bytes is None else min(free_bytes, total_bytes),
         reserved_bytes=None if split else _whole(card, "memory_reserved_bytes"),
         others_bytes=sum(size for size in used if isinstance(size, int)) if told and None not in used else None,
         num_others=len(others) if told else None,

@@ -112,6 +112,32 @@ def mul_constant(g: Graph, x: Value, width: int | None = None) -> Value:
     return out
 
 
+def mul_vector(g: Graph, x: Value, vector: Value) -> Value:
+    """`x * v` with a trained vector `v` broadcast over the rows: saves x for v's gradient; the product takes the wider dtype."""
+    wide = max(x.width, vector.width)
+    if g.needs_grad(x, vector):
+        g.save(2)
+    out = g.allocate(x.numel, wide)
+    if g.needs_grad(x, vector):
+        needs_x = x.node is not None
+        saved = [x]
+        numel, width = x.numel, x.width
+        vector_numel, vector_width = vector.numel, vector.width
+
+        def backward(grad: Value) -> Sequence[Value | None]:
+            for_x = g.allocate(numel, wide) if needs_x else None
+            if for_x is not None and width != wide:
+                for_x = g.allocate(numel, width)
+            product = g.allocate(numel, wide)
+            for_vector = g.allocate(vector_numel, vector_width)
+            del product
+            saved.clear()
+            return (for_x, for_vector)
+
+        g.attach(out, (x, vector), backward)
+    return out
+
+
 def activation(g: Graph, x: Value) -> Value:
     """silu, gelu or tanh-gelu: saves its input; backward allocates its gradient."""
     out = g.allocate(x.numel, x.width)

@@ -61,13 +61,12 @@ class Projections:
                 x = ops.cast(g, x, s.adapter_width)
         else:
             x = ops.cast(g, x, s.adapter_width)
-        if s.dora and not s.dropout:
-            return self._dora(x, result, rows, in_features, out_features)
+        if s.dora:
+            total = self._dora(x, result, rows, in_features, out_features, quantized)
+            return total if quantized and s.autocast else ops.cast(g, total, width)
         down = self.linear(ops.dropout(g, x) if s.dropout else x, rows * s.rank, self._adapter(in_features * s.rank))
         up = self.linear(down, rows * out_features, self._adapter(out_features * s.rank))
         del down
-        if s.dora:
-            up = ops.mul_constant(g, up)
         branch = ops.scale(g, up)
         del up
         if quantized and not s.autocast:
@@ -143,9 +142,9 @@ class Projections:
         """MatMul8bitLt with threshold 6: an int8 copy and outlier scan of the input, an int32 product; keeps its input for backward."""
         g, s = self.graph, self.settings
         numel = in_features * out_features
-        half = ops.temporary(g, x.numel, 2) if s.load_width == 2 else x
         quantised = ops.temporary(g, x.numel, 1)
-        del half
+        scan = [ops.temporary(g, x.numel, 2), ops.temporary(g, x.numel, 2), ops.temporary(g, x.numel, 1)]  # fp16 copy, |x|, |x| >= 6
+        scan.clear()
         product = ops.temporary(g, rows * out_features, 4)
         out = g.allocate(rows * out_features, x.width)
         del product, quantised
@@ -165,24 +164,37 @@ class Projections:
             g.attach(out, (x,), backward)
         return out
 
-    def _dora(self, x: Value, result: Value, rows: Size, in_features: int, out_features: int) -> Value:
-        """DoRA: the weight norm of W + BA each forward, then (m/|W| - 1) * base + m/|W| * B(A(x)) * scaling."""
+    def _dora(self, x: Value, result: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
+        """DoRA: result + (m/|W+BA| - 1) * base + m/|W+BA| * B(A(x)) * scaling, with fp32 magnitudes m, so everything becomes fp32.
+
+        The norm is taken anew in each forward: an identity pushed through the adapter gives BA, and W, BA, their casts, the scaled BA and
+        the sum are alive together. With dropout the base is applied a second time, to the dropped input.
+        """
         g, s = self.graph, self.settings
         numel = in_features * out_features
-        identity = self.graph.allocate(in_features * in_features, s.adapter_width)
-        weights = [ops.temporary(g, numel, x.width), ops.temporary(g, numel, x.width), ops.temporary(g, numel, x.width)]
-        del identity
+        weights = [ops.temporary(g, in_features * in_features, s.adapter_width), ops.temporary(g, numel, s.adapter_width)]
+        if x.width != s.adapter_width:
+            weights.append(ops.temporary(g, numel, x.width))
+        if quantized:
+            weights.append(ops.temporary(g, numel, s.compute_width))
+        if x.width != (s.compute_width if quantized else s.load_width):
+            weights.append(ops.temporary(g, numel, x.width))
+        weights += [ops.temporary(g, numel, x.width), ops.temporary(g, numel, x.width)]
         weights.clear()
+        base = result
+        if s.dropout:
+            x = ops.dropout(g, x)
+            base = self.linear(x, rows * out_features, Value(None, numel, x.width))
+        magnitude = Value(None, out_features, 4, self._adapter(out_features).node)
+        scaled_base = ops.mul_vector(g, base, magnitude)
         down = self.linear(x, rows * s.rank, self._adapter(in_features * s.rank))
         up = self.linear(down, rows * out_features, self._adapter(out_features * s.rank))
         del down
-        magnitude = self._adapter(out_features)
-        scaled_base = ops.mul(g, result, Value(None, result.numel, s.adapter_width, magnitude.node))
-        scaled = ops.mul(g, up, Value(None, up.numel, s.adapter_width, magnitude.node))
+        branch = ops.mul_vector(g, up, magnitude)
         del up
-        scaled = ops.scale(g, scaled)
-        extra = ops.add(g, scaled_base, scaled)
-        del scaled_base, scaled
+        branch = ops.scale(g, branch)
+        extra = ops.add(g, scaled_base, branch)
+        del scaled_base, branch
         return ops.add(g, result, extra)
 
     def fused_input(self, x: Value, modules: tuple[str, ...]) -> Value:

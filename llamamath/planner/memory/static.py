@@ -107,10 +107,12 @@ def static_memory(architecture: Architecture, settings: Settings, lora: Lora | N
     else:
         for weight in adapted_weights(architecture, lora):
             out_features, in_size = weight.shape[0], weight.numel // weight.shape[0]
-            sizes = [lora.r * in_size, lora.r * out_features] + ([out_features] if lora.use_dora else [])
-            for numel in sizes:
-                trainable.append(Trainable(numel, settings.adapter_width, weight.copies, reached=settings.images or _is_for_text(weight)))
-                adapters += aligned(numel * settings.adapter_width) * weight.copies
+            sizes = [(lora.r * in_size, settings.adapter_width), (lora.r * out_features, settings.adapter_width)]
+            if lora.use_dora:
+                sizes.append((out_features, 4))  # the magnitude stays fp32
+            for numel, width in sizes:
+                trainable.append(Trainable(numel, width, weight.copies, reached=settings.images or _is_for_text(weight)))
+                adapters += aligned(numel * width) * weight.copies
     layers = sum(
         weight_bytes(weight, settings) * weight.copies for weight in weights(architecture) if weight.layers and weight.tower == "text"
     )

@@ -151,6 +151,8 @@ def _notes(job: Job, architecture: Architecture) -> tuple[str, ...]:
     notes = []
     if job.attn_implementation == "sdpa" and architecture.attn_logit_softcapping is not None:
         notes.append("transformers refuses sdpa for a model with attention soft-capping; estimated with eager attention")
+    if job.attn_implementation == "flash_attention_2" and architecture.family == "mllama":
+        notes.append("transformers refuses flash_attention_2 for mllama; estimated with sdpa")
     if job.rollout.engine == "vllm":
         notes.append("vLLM's own memory (its gpu_memory_utilization share of the card) is not in this estimate")
     if "weights" in job.offload and job.gradient_checkpointing and not job.use_reentrant:

@@ -47,11 +47,11 @@ def fused_kernels(job: Job) -> bool:
 def attention_kernel(job: Job, architecture: Architecture, masked: bool) -> str:
     """Which kernel runs: sdpa takes flash attention without a mask and the memory-efficient kernel with one.
 
-    Logit soft-capping is refused by sdpa in transformers, so such a model runs eagerly unless flash attention was asked for.
+    transformers refuses sdpa for logit soft-capping (estimated as eager) and flash_attention_2 for mllama (estimated as sdpa).
     """
     if job.attn_implementation == "eager":
         return "eager"
-    if job.attn_implementation == "flash_attention_2":
+    if job.attn_implementation == "flash_attention_2" and architecture.family != "mllama":
         return "flash_varlen" if job.padding else "flash"
     if architecture.attn_logit_softcapping is not None:
         return "eager"

@@ -136,10 +136,7 @@ def _efficient(g: Graph, shape: Heads, q: Value, k: Value, v: Value, width: int)
 def repeat(g: Graph, x: Value, shape: Heads) -> Value:
     """`repeat_kv`: expand and copy to all query heads; backward sums the copies."""
     out = g.allocate(shape.repeated, x.width)
-    if g.needs_grad(x):
-        numel, width = x.numel, x.width
-        g.attach(out, (x,), lambda grad: (g.allocate(numel, width),))
-    return out
+    return ops.keep_for(g, out, x) if g.needs_grad(x) else out
 
 
 def _eager(g: Graph, shape: Heads, q: Value, k: Value, v: Value, width: int) -> Value:

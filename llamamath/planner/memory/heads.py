@@ -64,10 +64,7 @@ class Head:
         log_probs = g.allocate(TOKENS, 4)
         entropy = g.allocate(TOKENS, 4)
         extra = g.allocate(TOKENS, 1)
-        if s.method == "grpo":
-            kept_by_loss = [g.allocate(SCORED, 4) for _ in range(8)]
-        else:
-            kept_by_loss = [g.allocate(TOKENS, 4)]
+        kept_by_loss = [g.allocate(SCORED, 4) for _ in range(8)] if s.method == "grpo" else [g.allocate(TOKENS, 4)]
         out = g.allocate(0, 4)
         if per_token.node is not None:
             held = [log_probs, *kept_by_loss]

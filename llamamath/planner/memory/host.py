@@ -9,7 +9,7 @@ from llamamath.planner.memory.static import OptimizerMemory, Static
 from llamamath.units import GIB, MIB
 
 LIBRARIES_BYTES = 484 * MIB
-"""Resident size after importing torch, transformers, peft, trl, bitsandbytes, accelerate and datasets (measured, CPU build of torch 2.13)."""
+"""Resident size after importing torch, transformers, peft, trl, bitsandbytes, accelerate, datasets (measured, CPU torch 2.13)."""
 CUDA_LIBRARIES_BYTES = round(1.5 * GIB)
 """CUDA's libraries and the driver's host side. Assumed, not measured here."""
 

@@ -15,24 +15,31 @@ from llamamath.planner.memory.polynomial import Size
 FP32 = 4
 
 
+def keep_for(g: Graph, out: Value, x: Value, *kept: Value) -> Value:
+    """Attach `out = f(x)` whose backward allocates x's gradient and then lets go of the `kept` tensors."""
+    saved = list(kept)
+    numel, width = x.numel, x.width
+
+    def backward(grad: Value) -> Sequence[Value | None]:
+        result = g.allocate(numel, width)
+        saved.clear()
+        return (result,)
+
+    return g.attach(out, (x,), backward)
+
+
 def cast(g: Graph, x: Value, width: int) -> Value:
     """`x.to(dtype)`: nothing when the dtype is the same, else a copy; backward copies the gradient back."""
     if x.width == width:
         return x
     out = g.allocate(x.numel, width)
-    if g.needs_grad(x):
-        numel, back = x.numel, x.width
-        g.attach(out, (x,), lambda grad: (g.allocate(numel, back),))
-    return out
+    return keep_for(g, out, x) if g.needs_grad(x) else out
 
 
 def scale(g: Graph, x: Value) -> Value:
     """`x * scalar`, and `dropout` in evaluation; saves nothing."""
     out = g.allocate(x.numel, x.width)
-    if g.needs_grad(x):
-        numel, width = x.numel, x.width
-        g.attach(out, (x,), lambda grad: (g.allocate(numel, width),))
-    return out
+    return keep_for(g, out, x) if g.needs_grad(x) else out
 
 
 def clone(g: Graph, x: Value) -> Value:
@@ -54,10 +61,7 @@ def view(g: Graph, x: Value) -> Value:
 def narrow(g: Graph, x: Value, numel: Size) -> Value:
     """A slice of `x` as a view; backward writes the gradient into zeros of the whole."""
     out = Value(x.buffer, numel, x.width)
-    if g.needs_grad(x):
-        whole, width = x.numel, x.width
-        g.attach(out, (x,), lambda grad: (g.allocate(whole, width),))
-    return out
+    return keep_for(g, out, x) if g.needs_grad(x) else out
 
 
 def add(g: Graph, a: Value, b: Value) -> Value:
@@ -143,15 +147,7 @@ def activation(g: Graph, x: Value) -> Value:
     out = g.allocate(x.numel, x.width)
     if g.needs_grad(x):
         g.save()
-        saved = [x]
-        numel, width = x.numel, x.width
-
-        def backward(grad: Value) -> Sequence[Value | None]:
-            result = g.allocate(numel, width)
-            saved.clear()
-            return (result,)
-
-        g.attach(out, (x,), backward)
+        keep_for(g, out, x, x)
     return out
 
 
@@ -160,15 +156,7 @@ def saves_output(g: Graph, x: Value) -> Value:
     out = g.allocate(x.numel, x.width)
     if g.needs_grad(x):
         g.save()
-        saved = [Value(out.buffer, out.numel, out.width)]
-        numel, width = x.numel, x.width
-
-        def backward(grad: Value) -> Sequence[Value | None]:
-            result = g.allocate(numel, width)
-            saved.clear()
-            return (result,)
-
-        g.attach(out, (x,), backward)
+        keep_for(g, out, x, Value(out.buffer, out.numel, out.width))
     return out
 
 
@@ -178,15 +166,7 @@ def dropout(g: Graph, x: Value) -> Value:
     mask = g.allocate(x.numel, 1)
     if g.needs_grad(x):
         g.save()
-        saved = [mask]
-        numel, width = x.numel, x.width
-
-        def backward(grad: Value) -> Sequence[Value | None]:
-            result = g.allocate(numel, width)
-            saved.clear()
-            return (result,)
-
-        g.attach(out, (x,), backward)
+        keep_for(g, out, x, mask)
     return out
 
 
@@ -303,17 +283,7 @@ def layer_norm(g: Graph, x: Value, rows: Size, *, autocast: bool) -> Value:
         g.save(3)
     out = g.allocate(x.numel, x.width)
     statistics = g.allocate(2 * rows, FP32)
-    if g.needs_grad(x):
-        saved = [x, statistics]
-        numel, width = x.numel, x.width
-
-        def backward(grad: Value) -> Sequence[Value | None]:
-            result = g.allocate(numel, width)
-            saved.clear()
-            return (result,)
-
-        g.attach(out, (x,), backward)
-    return out
+    return keep_for(g, out, x, x, statistics) if g.needs_grad(x) else out
 
 
 def rotate(g: Graph, x: Value, *, fused: bool = False) -> Value:

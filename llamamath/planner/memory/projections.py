@@ -140,7 +140,7 @@ class Projections:
 
     def _linear8bit(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
         """MatMul8bitLt with threshold 6: an int8 copy and outlier scan of the input, an int32 product; keeps its input for backward."""
-        g, s = self.graph, self.settings
+        g = self.graph
         numel = in_features * out_features
         quantised = ops.temporary(g, x.numel, 1)
         scan = [ops.temporary(g, x.numel, 2), ops.temporary(g, x.numel, 2), ops.temporary(g, x.numel, 1)]  # fp16 copy, |x|, |x| >= 6

@@ -44,8 +44,7 @@ class VisionTower:
         kept.clear()
         joined = g.allocate(VISION * vision.output_dim, hidden.width)
         if g.needs_grad(hidden):
-            numel, width = hidden.numel, hidden.width
-            g.attach(joined, (hidden,), lambda grad: (g.allocate(numel, width),))
+            ops.keep_for(g, joined, hidden)
         del hidden, mask, pixels
         return self.project("multi_modal_projector", joined, VISION, vision.output_dim, self.architecture.hidden_size, tower="vision")
 

@@ -46,7 +46,7 @@ def error(row: dict[str, Any]) -> float:
     """(formula - trace) / trace of the overall peak, cuBLAS workspaces left out as in the trace."""
     job, config = job_of(row)
     memory = estimating.device_memory(job, architecture_from_config(config, row["id"]))
-    phases = {phase.name: phase.total_bytes - estimating.WORKSPACE_BYTES for phase in memory.phases}
+    phases = {phase.name: phase.total_bytes - estimating.workspace_bytes(None) for phase in memory.phases}
     traced = {PHASE.get(name, name) for name in row["allocated"]}
     return max(size for name, size in phases.items() if name in traced) / max(row["allocated"].values()) - 1
 

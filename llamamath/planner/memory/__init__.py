@@ -15,7 +15,7 @@ from __future__ import annotations
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate, Peak
 from llamamath.planner.job import Job
-from llamamath.planner.memory.estimating import allocated_peak, device_memory
+from llamamath.planner.memory.estimating import Capability, allocated_peak, device_memory
 from llamamath.planner.memory.host import host_memory
 from llamamath.planner.memory.interval import interval, reasons
 from llamamath.planner.parameters import count_parameters
@@ -23,13 +23,16 @@ from llamamath.planner.parameters import count_parameters
 __all__ = ["device_bytes_at_most", "estimate"]
 
 
-def estimate(job: Job, architecture: Architecture, *, context_bytes: int | None = None) -> Estimate:
+def estimate(
+    job: Job, architecture: Architecture, *, context_bytes: int | None = None, compute_capability: Capability | None = None
+) -> Estimate:
     """The memory of `job` on `architecture`, every phase, device and host, with an interval and its reasons.
 
-    context_bytes: the CUDA context as measured on this machine; None where it was not. Raises FieldError for LoRA targets that name no
+    context_bytes: the CUDA context as measured on this machine; None where it was not. compute_capability: of the card, for the size of
+    cuBLAS's workspaces. Raises FieldError for LoRA targets that name no
     module of the model.
     """
-    memory = device_memory(job, architecture)
+    memory = device_memory(job, architecture, compute_capability)
     peak = memory.peak
     bounds = interval(job, architecture, peak.total_bytes, memory.largest_tensor_bytes, context_bytes)
     return Estimate(
@@ -50,7 +53,9 @@ def estimate(job: Job, architecture: Architecture, *, context_bytes: int | None 
     )
 
 
-def device_bytes_at_most(job: Job, architecture: Architecture, *, context_bytes: int | None = None) -> int:
+def device_bytes_at_most(
+    job: Job, architecture: Architecture, *, context_bytes: int | None = None, compute_capability: Capability | None = None
+) -> int:
     """`high_bytes` of the job's device memory alone: what a search compares with the limit, without building an Estimate."""
-    allocated, largest = allocated_peak(job, architecture)
+    allocated, largest = allocated_peak(job, architecture, compute_capability)
     return interval(job, architecture, allocated, largest, context_bytes).high_bytes

@@ -18,7 +18,14 @@ CUBLAS_WORKSPACES = 2
 """cuBLAS handles with a workspace in the caching allocator: the forward's thread and autograd's."""
 CUBLAS_WORKSPACE_BYTES = 8_519_680
 """torch's default CUBLAS_WORKSPACE_CONFIG `:4096:2:16:8`: 2 * 4096 KiB + 8 * 16 KiB (seen on A100s in published runs)."""
-WORKSPACE_BYTES = CUBLAS_WORKSPACES * CUBLAS_WORKSPACE_BYTES
+LARGE_CUBLAS_WORKSPACE_BYTES = 32 * 2**20
+"""The default on compute capability 9.0 and 10.0 (torch `ATen/cuda/CublasHandlePool.cpp`, parseChosenWorkspaceSize)."""
+Capability = tuple[int, int]
+
+
+def workspace_bytes(capability: Capability | None) -> int:
+    """cuBLAS workspaces on a card of that compute capability (None: not known, taken as any but 9.0 and 10.0)."""
+    return CUBLAS_WORKSPACES * (LARGE_CUBLAS_WORKSPACE_BYTES if capability in ((9, 0), (10, 0)) else CUBLAS_WORKSPACE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +92,11 @@ def _passes(job: Job, architecture: Architecture, setting: _Setting) -> list[tup
     return passes
 
 
-def allocated_peak(job: Job, architecture: Architecture) -> tuple[int, int]:
+def allocated_peak(job: Job, architecture: Architecture, capability: Capability | None = None) -> tuple[int, int]:
     """Allocated bytes of the worst phase, and the largest single tensor: `device_memory` without its breakdown, for searches."""
     setting = _setting(job, architecture)
     static = setting.static
-    base = static.base_bytes + static.lora_bytes + setting.state_bytes + WORKSPACE_BYTES
+    base = static.base_bytes + static.lora_bytes + setting.state_bytes + workspace_bytes(capability)
     walks = setting.walk.instants
     passes = _passes(job, architecture, setting)
     peak = max(held + max(evaluate(instant.total, values) for instant in walks[name]) for _, name, values, held in passes)
@@ -99,7 +106,7 @@ def allocated_peak(job: Job, architecture: Architecture) -> tuple[int, int]:
     return max(peak, _load(static, setting.settings).total_bytes), largest
 
 
-def device_memory(job: Job, architecture: Architecture) -> DeviceMemory:
+def device_memory(job: Job, architecture: Architecture, capability: Capability | None = None) -> DeviceMemory:
     """Every phase of `job` on the device.
 
     peak(phase) = base + adapters + optimizer state [+ gradients of earlier micro-batches] + max over instants of the phase. The state is
@@ -107,11 +114,12 @@ def device_memory(job: Job, architecture: Architecture) -> DeviceMemory:
     """
     setting = _setting(job, architecture)
     static, optimizer = setting.static, setting.optimizer
+    workspace = workspace_bytes(capability)
     always = {
         "base_weights": static.base_bytes,
         "lora": static.lora_bytes,
         "optimizer": setting.state_bytes,
-        "temporary": WORKSPACE_BYTES,
+        "temporary": workspace,
     }
     phases = {"load": _load(static, setting.settings)}
     for phase, name, values, held in _passes(job, architecture, setting):
@@ -123,14 +131,14 @@ def device_memory(job: Job, architecture: Architecture) -> DeviceMemory:
         base_weights_bytes=static.base_bytes,
         lora_bytes=static.lora_bytes,
         optimizer_bytes=setting.state_bytes,
-        temporary_bytes=WORKSPACE_BYTES,
+        temporary_bytes=workspace,
         instant="tensors copied to the host one by one",
     )
     phases["optimizer"] = replace(
         resting,
         name="optimizer",
         gradient_bytes=static.gradient_bytes,
-        temporary_bytes=optimizer.step_bytes + WORKSPACE_BYTES,
+        temporary_bytes=optimizer.step_bytes + workspace,
         instant=f"{job.optim} step",
     )
     phases["save"] = resting

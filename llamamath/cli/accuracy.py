@@ -25,9 +25,9 @@ def accuracy(
 ) -> None:
     """Compare the planner's predictions with published memory figures, row by row."""
     from llamamath.files import write_atomically
-    from llamamath.planner.accuracy_json import to_json
-    from llamamath.planner.accuracy_report import to_markdown, without_date
-    from llamamath.planner.accuracy_run import accuracy_of, default_runs
+    from llamamath.planner.accuracy.document import to_json
+    from llamamath.planner.accuracy.report import to_markdown, without_date
+    from llamamath.planner.accuracy.run import accuracy_of, default_runs
 
     path = runs or default_runs()
     if check and runs is None and not path.is_file():
@@ -57,9 +57,9 @@ def _print_summary(result: object) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llamamath.planner.accuracy import Accuracy
-    from llamamath.planner.accuracy_report import percent, signed
-    from llamamath.planner.published_jobs import GROUPS
+    from llamamath.planner.accuracy.compare import Accuracy
+    from llamamath.planner.accuracy.jobs import GROUPS
+    from llamamath.planner.accuracy.report import percent, signed
 
     assert isinstance(result, Accuracy)
     table = Table(title="Predicted against measured", caption="error = predicted / measured - 1; under = predicted too low")

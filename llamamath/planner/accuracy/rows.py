@@ -1,6 +1,6 @@
 """Reading published measurements of other people's training runs: one JSON object per line, as their sources state them.
 
-Every field but `id` may be missing. Sizes become bytes, words stay words; what they mean is decided in `published_jobs.py`. A line that
+Every field but `id` may be missing. Sizes become bytes, words stay words; what they mean is decided in `jobs.py`. A line that
 cannot be read spoils only itself.
 """
 

@@ -15,19 +15,19 @@ from typer.testing import CliRunner
 
 from llamamath.cli.accuracy import accuracy as accuracy_command
 from llamamath.errors import UnknownNameError, UsageError
-from llamamath.planner.accuracy import CONTRADICTION, Accuracy, compare, summarise
-from llamamath.planner.accuracy_json import to_json
-from llamamath.planner.accuracy_report import GENERATED, to_markdown, without_date
-from llamamath.planner.accuracy_run import accuracy_of, card_capacity, default_runs
+from llamamath.planner.accuracy.caveats import CAVEATS, explains
+from llamamath.planner.accuracy.compare import CONTRADICTION, Accuracy, compare, summarise
+from llamamath.planner.accuracy.document import to_json
+from llamamath.planner.accuracy.fields import Measure, Missing, read_length_kind, read_measure, read_optimizer, read_precision
+from llamamath.planner.accuracy.jobs import GROUPS, Excluded, MappedRun, model_names, row_to_job
+from llamamath.planner.accuracy.models import equivalent_architecture, published_parameters
+from llamamath.planner.accuracy.report import GENERATED, to_markdown, without_date
+from llamamath.planner.accuracy.rows import PublishedRun, parse_run, parse_runs, read_runs
+from llamamath.planner.accuracy.run import accuracy_of, card_capacity, default_runs
+from llamamath.planner.accuracy.software import nearest_stack, software_of, versions
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate, HostMemory, Peak
 from llamamath.planner.job import ALL_LINEAR, Job
-from llamamath.planner.published_caveats import CAVEATS, explains
-from llamamath.planner.published_fields import Measure, Missing, read_length_kind, read_measure, read_optimizer, read_precision
-from llamamath.planner.published_jobs import GROUPS, Excluded, MappedRun, model_names, row_to_job
-from llamamath.planner.published_models import equivalent_architecture, published_parameters
-from llamamath.planner.published_rows import PublishedRun, parse_run, parse_runs, read_runs
-from llamamath.planner.published_software import nearest_stack, software_of, versions
 from llamamath.units import GIB, MIB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +140,7 @@ def test_fms_baseline_qlora() -> None:
         model="org/tiny", method="sft", stack="transformers-4.48", quantization="nf4-dq", dtype="bfloat16",
         lora=found.job.lora, per_device_train_batch_size=4, max_length=4096, padding=False, gradient_checkpointing=True, use_reentrant=True,
         kbit_preparation=True, attn_implementation="flash_attention_2", loss="full", optim="adamw_torch", mixed_precision=True,
+        fused_kernels=False,
     )  # fmt: skip
     lora = found.job.lora
     assert lora is not None and (lora.r, lora.lora_dropout, lora.dtype) == (16, 0.1, "float32")
@@ -462,8 +463,8 @@ def test_empty_file_makes_a_report() -> None:
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[typer.Typer, Path]:
     """The command alone, predicting 10 GiB for everything, and a file of two runs, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llamamath.planner.accuracy_run._memory_model", lambda: lambda job, architecture: estimate(10 * GIB))
-    monkeypatch.setattr("llamamath.planner.accuracy_run._known_models", lambda: known)
+    monkeypatch.setattr("llamamath.planner.accuracy.run._memory_model", lambda: lambda job, architecture: estimate(10 * GIB))
+    monkeypatch.setattr("llamamath.planner.accuracy.run._known_models", lambda: known)
     app = typer.Typer()
     app.command()(accuracy_command)
     runs = tmp_path / "runs.jsonl"
@@ -505,7 +506,7 @@ def test_command_without_the_data(cli: tuple[typer.Typer, Path], monkeypatch: py
 
 
 def test_planner_modules_do_not_import_torch() -> None:
-    code = "import sys, llamamath.planner.accuracy_run, llamamath.planner.accuracy_report; print('torch' in sys.modules)"
+    code = "import sys, llamamath.planner.accuracy.run, llamamath.planner.accuracy.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
 

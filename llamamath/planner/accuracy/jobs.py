@@ -11,9 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llamamath.errors import LlamamathError
-from llamamath.planner.architecture import Architecture
-from llamamath.planner.job import Job, Lora
-from llamamath.planner.published_fields import (
+from llamamath.planner.accuracy.fields import (
     Measure,
     Missing,
     Precision,
@@ -26,9 +24,11 @@ from llamamath.planner.published_fields import (
     read_quantization,
     read_targets,
 )
-from llamamath.planner.published_models import equivalent_architecture
-from llamamath.planner.published_rows import PublishedRun
-from llamamath.planner.published_software import Software, software_of
+from llamamath.planner.accuracy.models import equivalent_architecture
+from llamamath.planner.accuracy.rows import PublishedRun
+from llamamath.planner.accuracy.software import Software, software_of
+from llamamath.planner.architecture import Architecture
+from llamamath.planner.job import Job, Lora
 
 Resolver = Callable[[str], Architecture]
 

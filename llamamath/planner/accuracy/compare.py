@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llamamath.errors import LlamamathError
+from llamamath.planner.accuracy.caveats import CAVEATS, explains
+from llamamath.planner.accuracy.jobs import GROUPS, Excluded, MappedRun, Resolver, row_to_job
+from llamamath.planner.accuracy.rows import PublishedRun
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate
 from llamamath.planner.job import Job
-from llamamath.planner.published_caveats import CAVEATS, explains
-from llamamath.planner.published_jobs import GROUPS, Excluded, MappedRun, Resolver, row_to_job
-from llamamath.planner.published_rows import PublishedRun
 
 Predictor = Callable[[Job, Architecture], Estimate]
 Capacity = Callable[[PublishedRun], int | None]

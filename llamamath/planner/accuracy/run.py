@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llamamath.errors import LlamamathError
-from llamamath.planner.accuracy import Accuracy, Predictor, compare
-from llamamath.planner.published_jobs import Resolver
-from llamamath.planner.published_rows import PublishedRun, read_runs
+from llamamath.planner.accuracy.compare import Accuracy, Predictor, compare
+from llamamath.planner.accuracy.jobs import Resolver
+from llamamath.planner.accuracy.rows import PublishedRun, read_runs
 
 DATA_VARIABLE = "LLAMAMATH_SHARED_DATA"
 """Environment variable naming the folder of shared data."""

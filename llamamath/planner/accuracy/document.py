@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llamamath.planner.accuracy import Accuracy, Comparison, Summary
-from llamamath.planner.published_jobs import GROUPS
+from llamamath.planner.accuracy.compare import Accuracy, Comparison, Summary
+from llamamath.planner.accuracy.jobs import GROUPS
 
 
 def to_json(accuracy: Accuracy) -> dict[str, object]:

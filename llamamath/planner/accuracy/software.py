@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamamath.planner.published_rows import PublishedRun
+from llamamath.planner.accuracy.rows import PublishedRun
 
 MODELLED_TRANSFORMERS = {(4, 45): "transformers-4.45", (4, 48): "transformers-4.48"}
 """transformers releases whose own loss code has a stack of its own; 5.x is `transformers-5`."""

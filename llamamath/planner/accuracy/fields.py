@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from llamamath.planner.accuracy.rows import PublishedRun
+from llamamath.planner.accuracy.software import Software
 from llamamath.planner.job import ALL_LINEAR
-from llamamath.planner.published_rows import PublishedRun
-from llamamath.planner.published_software import Software
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ATTENTION, _MLP = PROJECTIONS[:4], PROJECTIONS[4:]

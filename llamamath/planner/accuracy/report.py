@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llamamath.planner.accuracy import MISS, Accuracy, Comparison, Summary, Verdict, summarise
-from llamamath.planner.published_caveats import CAVEATS
-from llamamath.planner.published_jobs import GROUPS
+from llamamath.planner.accuracy.caveats import CAVEATS
+from llamamath.planner.accuracy.compare import MISS, Accuracy, Comparison, Summary, Verdict, summarise
+from llamamath.planner.accuracy.jobs import GROUPS
 from llamamath.units import gib
 
 COMMAND = "llamamath accuracy RUNS.jsonl -o docs/accuracy.md"
@@ -35,7 +35,7 @@ def to_markdown(accuracy: Accuracy, *, date: str, source: str) -> str:
         f"Of {accuracy.total} published runs, {compared} single-GPU ones state enough of their configuration to be described as a job and "
         f"have a figure; each is predicted from its configuration alone and printed below, however it came out. "
         f"{_reached(accuracy)} Everything else is counted under [Left out](#left-out). The rules that read the rows never look at a figure "
-        "or an id (`llamamath/planner/published_jobs.py`).",
+        "or an id (`llamamath/planner/accuracy/jobs.py`).",
         "Errors are predicted / measured - 1; *under* means that the prediction was too low. A figure is compared with the same statistic "
         "of the estimate: `allocated` (torch.cuda.max_memory_allocated), `reserved` (max_memory_reserved) or `device` (nvidia-smi). The "
         "interval bounds the device figure, and verdicts are taken on its high end; *above high* is the share of runs that used more than "

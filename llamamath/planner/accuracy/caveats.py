@@ -1,6 +1,6 @@
 """What makes a published run differ from the one the planner describes, and which way that can move the figure by more than a few per cent.
 
-A caveat is attached to a run by rule (`published_software.py`, `published_jobs.py`), before any prediction is made. It never changes a
+A caveat is attached to a run by rule (`software.py`, `jobs.py`), before any prediction is made. It never changes a
 prediction; it explains a miss, and a miss that none of its run's caveats can explain is reported as unexplained.
 """
 

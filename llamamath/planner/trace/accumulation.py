@@ -10,39 +10,65 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import torch
 
-from llamamath.planner.trace.tracker import StorageTracker
+
+_MODE_FRAMES = frozenset({"__torch_dispatch__", "__call__", "_fn", "inner"})
+"""Frames of the dispatch mode itself, between an operation and whoever called it (torch/_compile.py wraps the mode in `inner`)."""
+_HELD_BY_ENGINE = 4
+"""References to a gradient that only the engine's buffer holds, as seen from a dispatch mode: the buffer, the call's arguments and the
+Python object's own (measured; canaries.py checks it)."""
+_ONE_TENSOR = 2
+"""References to its storage: the tensor and the Python storage object that the tracker looks at."""
 
 
 class Accumulation:
-    """Callable on every `add` of two tensors; answers None where it was not the engine's, or not in place."""
+    """Called on every `add`; answers the sum where the engine would have added in place, else None."""
 
-    def __init__(self, tracker: StorageTracker) -> None:
-        self.tracker = tracker
+    def __init__(self) -> None:
         self.in_place = 0
         self.out_of_place = 0
 
-    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
         if kwargs or len(args) != 2 or not _called_by_engine():
             return None
         held, new = args
-        if not isinstance(held, torch.Tensor) or not isinstance(new, torch.Tensor) or held.shape != new.shape:
+        if not isinstance(held, torch.Tensor) or not isinstance(new, torch.Tensor) or held.shape != new.shape or torch.is_grad_enabled():
             return None
-        if torch.is_grad_enabled():
+        if not _repurposable(held):
+            self.out_of_place += 1
             return None
-        uses = (held._use_count(), torch._C._storage_Use_Count(held.untyped_storage()._cdata), held._is_view())
-        print("ACC", tuple(held.shape), uses, sys.getrefcount(held), held.is_contiguous())
-        return None
+        self.in_place += 1
+        return held
+
+
+def _repurposable(held: torch.Tensor) -> bool:
+    """input_buffer.cpp can_accumulate_inplace: dense, and the last reference to the tensor and to its storage."""
+    if held._is_view() or held._use_count() != _HELD_BY_ENGINE or not _is_dense(held):
+        return False
+    return bool(torch._C._storage_Use_Count(held.untyped_storage()._cdata) == _ONE_TENSOR)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Non-overlapping and dense: contiguous in some order of its dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _called_by_engine() -> bool:
-    """Whether the innermost Python frame below the dispatch mode is the one that started the engine: no Python backward is running."""
+    """Whether the innermost Python frame outside the dispatch mode is the one that started the engine: no Python backward is running."""
     if torch._C._current_graph_task_id() == -1:
         return False
-    frame = sys._getframe(3).f_back if False else sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in ("__torch_dispatch__", "__call__", "_fn"):
-        frame = frame.f_back  # type: ignore[assignment]
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in _MODE_FRAMES:
+        frame = frame.f_back
     return frame is not None and frame.f_code.co_name == "_engine_run_backward"

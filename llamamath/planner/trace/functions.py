@@ -122,7 +122,7 @@ def fake_device(request: TraceRequest, tracker: StorageTracker) -> Iterator[GpuF
     """Within it, tensors are fake and on `cuda`, and `tracker` follows them. patches.py must be installed."""
     attention = Attention(request.capability, native=request.cpu_kernels)
     functions = GpuFunctions(tracker, attention, cpu_kernels=request.cpu_kernels)
-    tracker.accumulate = Accumulation(tracker)
+    tracker.accumulate = Accumulation()
     tracker.emulations = emulations(tracker, request)
     tracker.workspaces = {} if request.cpu_kernels else dict(WORKSPACES)
     run_backward, clear_cache = torch.autograd._engine_run_backward, torch.clear_autocast_cache

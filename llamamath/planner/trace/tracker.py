@@ -45,7 +45,7 @@ class StorageTracker(TorchDispatchMode):
         """Operations whose CUDA implementation allocates more than their fake one shows: name -> replacement."""
         self.workspaces: dict[str, Workspace] = {}
         """Operations whose CUDA kernel takes a buffer of its own: name -> bytes, from arguments and result."""
-        self.accumulate: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any] | None = None
+        self.accumulate: Callable[[tuple[Any, ...], Mapping[str, Any]], Any] | None = None
         """Stands in for the engine's in-place accumulation (accumulation.py)."""
         self.cpu_wanted = 0
         """Above 0 while Python code asked for a CPU tensor by name."""
@@ -133,7 +133,7 @@ class StorageTracker(TorchDispatchMode):
                 with self:
                     return emulation(*args, **kwargs)
             if self.accumulate is not None and func is aten.add.Tensor:
-                done = self.accumulate(func, args, kwargs)
+                done = self.accumulate(args, kwargs)
                 if done is not None:
                     return done
         out = func(*args, **kwargs)

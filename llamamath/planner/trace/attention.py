@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 aten = torch.ops.aten
 FLASH_MAX_HEAD_DIM = 256
-FLASH2 = "llamamath_flash2"
+FLASH2 = "llamamath_fa2"
 """Name under which `flash_attention_2` is registered with transformers: the package flash-attn needs a GPU even to be imported."""
 _HALF = (torch.float16, torch.bfloat16)
 

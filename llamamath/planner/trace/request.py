@@ -119,6 +119,8 @@ def model_config(architecture: Architecture) -> dict[str, Any]:
         config["layer_types"] = ["sliding_attention" if i in sliding else "full_attention" for i in range(a.num_hidden_layers)]
         if a.family != "gemma2":
             config["use_sliding_window"] = bool(sliding)
+        elif not sliding:  # transformers builds a sliding mask for gemma2 whether or not a layer uses it
+            config["sliding_window"] = a.max_position_embeddings
     return config
 
 

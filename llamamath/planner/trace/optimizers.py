@@ -79,9 +79,9 @@ def state_tensors(optimizer: Any) -> list[torch.Tensor]:
     return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
 
 
-def create_state(optimizer: Any, built: Built) -> None:
-    """What the run's first step leaves behind: one step with gradients of the parameters' shapes."""
-    for parameter in built.trainable:
+def create_state(optimizer: Any, updated: list[Any]) -> None:
+    """What the run's first step leaves behind: one step with gradients of the shapes of the parameters that get one."""
+    for parameter in updated:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad()

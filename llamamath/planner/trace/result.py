@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from llamamath.planner.memory.estimating import workspace_bytes
 from llamamath.planner.trace.accounting import Instant, worst_instants
 from llamamath.planner.trace.stream import Stream
 from llamamath.planner.trace.versions import TRACE_VERSION
@@ -21,13 +22,14 @@ class Unseen:
     source: str
 
 
-CUBLAS_WORKSPACES = Unseen(
-    name="cuBLAS workspaces",
-    bytes=2 * 8_519_680,
-    in_allocator=True,
-    source="two handles (the forward's thread and autograd's) of CUBLAS_WORKSPACE_CONFIG :4096:2:16:8 = 2 * 4096 KiB + 8 * 16 KiB; seen on "
-    "A100s in published runs, other cards unverified",
-)
+def cublas_workspaces(capability: tuple[int, int] | None) -> Unseen:
+    """cuBLAS takes its workspaces from the caching allocator, but below the dispatcher."""
+    return Unseen(
+        name="cuBLAS workspaces",
+        bytes=workspace_bytes(capability),
+        in_allocator=True,
+        source="two handles (the forward's thread and autograd's) of torch's default CUBLAS_WORKSPACE_CONFIG; seen on A100s in published runs",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

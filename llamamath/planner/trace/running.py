@@ -6,6 +6,7 @@ import gc
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from llamamath.planner.trace.model import Built, build
 from llamamath.planner.trace.optimizers import PagedMemory, create_state, make_optimizer, state_tensors
 from llamamath.planner.trace.quantized import teach_peft_about_fake_weights
 from llamamath.planner.trace.request import TraceRequest
-from llamamath.planner.trace.result import CUBLAS_WORKSPACES, TraceResult
+from llamamath.planner.trace.result import TraceResult, cublas_workspaces
 from llamamath.planner.trace.steps import Steps
 from llamamath.planner.trace.stream import Mark, Stream
 from llamamath.planner.trace.tracker import StorageTracker
@@ -43,7 +44,7 @@ def run(request: TraceRequest, versions: dict[str, str], progress: Progress = la
         built = build(request, tracker)
         paged = PagedMemory()
         optimizer = make_optimizer(request.job.optim, built, paged)
-        create_state(optimizer, built)
+        create_state(optimizer, _updated(request, built))
         gc.collect()
         for tensor in state_tensors(optimizer):
             tracker.relabel(tensor, "optimizer")
@@ -52,7 +53,7 @@ def run(request: TraceRequest, versions: dict[str, str], progress: Progress = la
     return TraceResult(
         stream=stream,
         instants=worst_instants(stream),
-        unseen=() if request.cpu_kernels else (CUBLAS_WORKSPACES,),
+        unseen=() if request.cpu_kernels else (cublas_workspaces(request.capability),),
         versions=versions,
         trainable_parameters=sum(parameter.numel() for parameter in built.trainable),
         total_parameters=_count(built.base),
@@ -61,6 +62,18 @@ def run(request: TraceRequest, versions: dict[str, str], progress: Progress = la
         operations=sum(tracker.operations.values()),
         seconds=round(time.monotonic() - started, 2),
     )
+
+
+def _updated(request: TraceRequest, built: Built) -> list[Any]:
+    """Parameters that get a gradient, hence state. All of them, but for a model with an image tower: one short step finds out."""
+    if built.config.model_type != "mllama":
+        return built.trainable
+    short = {"max_prompt_length": 8, "max_completion_length": 8, "max_length": 16, "method": "sft", "stack": "transformers-5", "loss": "full"}
+    job = request.job.changed(per_device_train_batch_size=1, gradient_accumulation_steps=1, **short)
+    Steps(replace(request, job=job), built, lambda phase, detail: None, lambda count: None).explore()
+    found = [parameter for parameter in built.trainable if parameter.grad is not None]
+    built.model.zero_grad()
+    return found
 
 
 def _steps(

@@ -55,6 +55,10 @@ class Steps:
         optimizer.zero_grad()
         self.mark("between", "")
 
+    def explore(self) -> None:
+        """One micro-batch, to see which parameters get a gradient."""
+        self._micro_batch(None, {})
+
     # -- one micro-batch
 
     def _micro_batch(self, batch: dict[str, Any] | None, images: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import gc
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch
 from llamamath.planner.trace import patches
 from llamamath.planner.trace.accounting import worst_instants
 from llamamath.planner.trace.attention import register_flash2
+from llamamath.planner.trace.canaries import Canaries
 from llamamath.planner.trace.components import Classifier
 from llamamath.planner.trace.functions import GpuFunctions, fake_device
 from llamamath.planner.trace.generation import Generation
@@ -32,6 +32,7 @@ Progress = Callable[[str], None]
 def run(request: TraceRequest, versions: dict[str, str], progress: Progress = lambda phase: None) -> TraceResult:
     """Trace one request. The process is spent afterwards: its torch stays patched."""
     started = time.monotonic()
+    gc.freeze()  # the libraries' own objects need not be looked through again and again
     text = request.config.get("text_config", request.config)
     tracker = StorageTracker(Classifier(text["vocab_size"]))
     patches.install_torch()
@@ -40,15 +41,18 @@ def run(request: TraceRequest, versions: dict[str, str], progress: Progress = la
     register_flash2(request.job.padding)
     teach_peft_about_fake_weights()
     with fake_device(request, tracker) as functions:
+        canaries = Canaries(tracker, functions).run()
+        tracker.reset()
         progress("load")
         built = build(request, tracker)
         paged = PagedMemory()
         optimizer = make_optimizer(request.job.optim, built, paged)
-        create_state(optimizer, _updated(request, built))
+        updated = _updated(request, built)
+        create_state(optimizer, updated)
         gc.collect()
         for tensor in state_tensors(optimizer):
             tracker.relabel(tensor, "optimizer")
-        _steps(request, built, optimizer, tracker, functions, progress)
+        _steps(request, built, optimizer, updated, tracker, functions, progress)
         stream = without_passing_builds(tracker.stream())
     return TraceResult(
         stream=stream,
@@ -61,23 +65,28 @@ def run(request: TraceRequest, versions: dict[str, str], progress: Progress = la
         notes=_notes(functions),
         operations=sum(tracker.operations.values()),
         seconds=round(time.monotonic() - started, 2),
+        canaries=canaries,
     )
 
 
 def _updated(request: TraceRequest, built: Built) -> list[Any]:
-    """Parameters that get a gradient, hence state. All of them, but for a model with an image tower: one short step finds out."""
-    if built.config.model_type != "mllama":
+    """Parameters that get a gradient, hence optimizer state: all, but for an image tower and its cross-attention layers on text alone."""
+    if built.config.model_type != "mllama" or request.job.num_images:
         return built.trainable
-    short = {"max_prompt_length": 8, "max_completion_length": 8, "max_length": 16, "method": "sft", "stack": "transformers-5", "loss": "full"}
-    job = request.job.changed(per_device_train_batch_size=1, gradient_accumulation_steps=1, **short)
-    Steps(replace(request, job=job), built, lambda phase, detail: None, lambda count: None).explore()
-    found = [parameter for parameter in built.trainable if parameter.grad is not None]
-    built.model.zero_grad()
-    return found
+    crossing = [f"language_model.layers.{index}." for index in built.config.text_config.cross_attention_layers]
+    unused = ("vision_model.", "multi_modal_projector.", *crossing)  # MllamaTextModel.forward skips these layers without an image
+    named = built.model.named_parameters()
+    return [parameter for name, parameter in named if parameter.requires_grad and not any(part in name for part in unused)]
 
 
 def _steps(
-    request: TraceRequest, built: Built, optimizer: Any, tracker: StorageTracker, functions: GpuFunctions, progress: Progress
+    request: TraceRequest,
+    built: Built,
+    optimizer: Any,
+    updated: list[Any],
+    tracker: StorageTracker,
+    functions: GpuFunctions,
+    progress: Progress,
 ) -> None:
     job = request.job
 
@@ -93,8 +102,15 @@ def _steps(
             if parameter.grad is not None:
                 tracker.relabel(parameter.grad, "gradient")
 
+    def earlier() -> None:
+        """Accumulated gradients: every parameter's, as the first micro-batch leaves them."""
+        tracker.mark("between")
+        for parameter in updated:
+            parameter.grad = torch.empty_like(parameter)
+        label_gradients()
+
     steps = Steps(request, built, mark, scored)
-    steps.after_backward = label_gradients
+    steps.after_backward, steps.earlier = label_gradients, earlier
     generation = Generation(request, built, tracker, functions)
     rollout = None
     if job.method == "grpo" and job.rollout.engine == "transformers":

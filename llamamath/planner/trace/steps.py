@@ -31,6 +31,8 @@ class Steps:
         self.mark = mark
         self.scored = scored
         self.after_backward: Callable[[], None] = lambda: None
+        self.earlier: Callable[[], None] | None = None
+        """Stands for the micro-batches before the last one: leaves the gradients they leave. None: one is really run."""
 
     @property
     def rows(self) -> int:
@@ -38,26 +40,26 @@ class Steps:
         return self.job.per_device_train_batch_size * (2 if self.job.method == "dpo" else 1)
 
     def train(self, optimizer: Any, *, generate: Callable[[], None] | None = None) -> None:
-        """One optimizer step. With gradient accumulation two micro-batches, so that gradients are alive in the second."""
+        """One optimizer step: the last micro-batch, with gradients of earlier ones alive where there are any."""
         batch: dict[str, Any] | None = None
         images: dict[str, Any] = {}
         if self.job.method == "grpo":
             if generate is not None:
                 generate()
             batch, images = self._rollout_batch()
-        for _ in range(2 if self.job.gradient_accumulation_steps > 1 else 1):
-            self._micro_batch(batch, images)
-            self.after_backward()
+        if self.job.gradient_accumulation_steps > 1:
+            if self.earlier is None:
+                self._micro_batch(batch, images)
+            else:
+                self.earlier()
+        self._micro_batch(batch, images)
+        self.after_backward()
         self.mark("optimizer", "clipping")
         torch.nn.utils.clip_grad_norm_(self.built.trainable, MAX_GRAD_NORM)
         self.mark("optimizer", "step")
         optimizer.step()
         optimizer.zero_grad()
         self.mark("between", "")
-
-    def explore(self) -> None:
-        """One micro-batch, to see which parameters get a gradient."""
-        self._micro_batch(None, {})
 
     # -- one micro-batch
 

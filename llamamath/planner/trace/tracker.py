@@ -33,14 +33,7 @@ class StorageTracker(TorchDispatchMode):
         super().__init__()
         self.classifier = classifier
         self.device = device
-        self.phase = "build"
-        self.entries = array("q")
-        self.marks: list[Mark] = [Mark(position=0, phase="build")]
-        self.labels: dict[Label, int] = {}
-        self.label_of = array("i")
-        self.alive: dict[int, tuple[int, Any]] = {}
-        """storage address -> (id, weak reference)"""
-        self.operations: Counter[str] = Counter()
+        self.reset()
         self.emulations: dict[str, Emulation] = {}
         """Operations whose CUDA implementation allocates more than their fake one shows: name -> replacement."""
         self.workspaces: dict[str, Workspace] = {}
@@ -49,6 +42,18 @@ class StorageTracker(TorchDispatchMode):
         """Stands in for the engine's in-place accumulation (accumulation.py)."""
         self.cpu_wanted = 0
         """Above 0 while Python code asked for a CPU tensor by name."""
+
+    def reset(self) -> None:
+        """Forget everything recorded."""
+        self.phase = "build"
+        self.entries = array("q")
+        self.marks: list[Mark] = [Mark(position=0, phase="build")]
+        self.known: list[Label] = []
+        self.labels: dict[Label, int] = {}
+        self.label_of = array("i")
+        self.alive: dict[int, tuple[int, Any]] = {}
+        """storage address -> (id, weak reference)"""
+        self.operations: Counter[str] = Counter()
 
     # -- phases and labels
 
@@ -62,17 +67,17 @@ class StorageTracker(TorchDispatchMode):
         found = self.alive.get(tensor.untyped_storage()._cdata)
         if found is None:
             return
-        labels = list(self.labels)
-        old = labels[self.label_of[found[0] - 1]]
-        new = Label(component=component, operation=old.operation, where=old.where, shape=old.shape)
-        self.label_of[found[0] - 1] = self.labels.setdefault(new, len(self.labels))
+        old = self.known[self.label_of[found[0] - 1]]
+        if old.component != component:
+            new = Label(component=component, operation=old.operation, where=old.where, shape=old.shape)
+            self.label_of[found[0] - 1] = self._intern(new)
 
-    def component(self, identity: int, component: str) -> None:
-        """As `relabel`, for an id."""
-        labels = list(self.labels)
-        old = labels[self.label_of[identity - 1]]
-        new = Label(component=component, operation=old.operation, where=old.where, shape=old.shape)
-        self.label_of[identity - 1] = self.labels.setdefault(new, len(self.labels))
+    def _intern(self, label: Label) -> int:
+        index = self.labels.get(label)
+        if index is None:
+            index = self.labels[label] = len(self.known)
+            self.known.append(label)
+        return index
 
     def identity(self, tensor: torch.Tensor) -> int | None:
         """The id of the tensor's storage, if it is alive on the tracked device."""
@@ -81,7 +86,7 @@ class StorageTracker(TorchDispatchMode):
 
     def stream(self) -> Stream:
         """Everything recorded so far."""
-        return Stream(entries=self.entries, marks=tuple(self.marks), labels=tuple(self.labels), label_of=self.label_of)
+        return Stream(entries=self.entries, marks=tuple(self.marks), labels=tuple(self.known), label_of=self.label_of)
 
     # -- recording
 
@@ -106,7 +111,7 @@ class StorageTracker(TorchDispatchMode):
 
     def _allocate(self, size: int, operation: str, shape: str, dtype: str) -> int:
         label = self.classifier.label(self.phase, operation.removeprefix("aten::").partition(".")[0], shape, dtype)
-        self.label_of.append(self.labels.setdefault(label, len(self.labels)))
+        self.label_of.append(self._intern(label))
         self.entries.append(size)
         return len(self.label_of)
 

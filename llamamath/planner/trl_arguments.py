@@ -19,6 +19,8 @@ from llamamath.profiles.recipes import Stage
 STACK = "trl-1.16"
 ENVIRONMENT = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 """Without it a growing KV cache leaves holes: a replay of 64 rows reserved 52 GiB for 2.6 GiB of cache (docs/memory-model.md)."""
+_OPTIMIZERS = {"paged_adamw": "paged_adamw_32bit"}
+"""transformers 5.23 has only the longer name of bitsandbytes' paged AdamW."""
 _CLASSES = {"sft": "SFT", "grpo": "GRPO", "dpo": "DPO"}
 
 
@@ -63,7 +65,7 @@ def trl_arguments(job: Job, architecture: Architecture, *, cpu: bool = False, se
         "per_device_train_batch_size": job.per_device_train_batch_size,
         "gradient_accumulation_steps": job.gradient_accumulation_steps,
         "activation_checkpointing": job.gradient_checkpointing,  # transformers 5.23: the old name still works, and warns
-        "optim": job.optim,
+        "optim": _OPTIMIZERS.get(job.optim, job.optim),
         "bf16": mixed and job.dtype != "float16",
         "fp16": mixed and job.dtype == "float16",
     }

@@ -1,6 +1,7 @@
 """A Stack: the memory habits of one set of library versions, as data. Only habits that change bytes and that a job does not state.
 
-The rows, each with its sources, are in `profiles/stacks.toml`.
+The rows, each with its sources, are in `profiles/stacks.toml`. A job file may name those in `job.STACKS`; the others describe published
+runs of other people's training code (`planner/accuracy`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ class LogitsPath(StrEnum):
     """transformers 4.48: as above, and a shifted float32 copy of the logits."""
     HF445_FULL = "hf445_full"
     """transformers 4.45: float32 logits only (the model-dtype ones are freed), a shifted copy, the log-softmax."""
+    LITGPT_CHUNKED = "litgpt_chunked"
+    """LitGPT's LoRA script: lm_head and loss in chunks of 128 positions, whose float32 logits and log-softmax all stay alive."""
+    LITGPT_FULL = "litgpt_full"
+    """LitGPT's full fine-tuning script: float32 logits, their shifted copy, a log-softmax per chunk, all alive."""
+    TORCHTUNE_CHUNKED = "torchtune_chunked"
+    """torchtune: model-dtype logits in 8 chunks; each chunk's float32 log-softmax stays until the backward."""
+    TORCHTUNE_COMPILED = "torchtune_compiled"
+    """The same with `compile`: the fused loss keeps the model-dtype logits only."""
+    TORCHTUNE_FULL = "torchtune_full"
+    """torchtune's plain loss: float32 logits (the model-dtype ones are freed at once) and the log-softmax."""
 
 
 _WHOLE_LOGITS = {  # path: (keeps the model-dtype logits beside the float32 ones, makes a shifted copy)
@@ -57,6 +68,24 @@ class Stack:
     default_loss: str
     full_loss: LogitsPath
     """What `loss: full` means here."""
+    chunked_loss: LogitsPath
+    """What `loss: chunked` means here, if it is among `losses`."""
+    layers: str
+    """Whose modelling code runs: `transformers`, `litgpt` or `torchtune`."""
+    adds_adapter_in_place: bool
+    """The adapter's output is added into the base layer's (PEFT before 0.9), not to a new tensor."""
+    quantized_linear_keeps_input: bool
+    """Every 4-bit layer keeps its input outside autograd's saved tensors (bitsandbytes before 0.43), where no checkpointing frees it."""
+    small_batch_4bit_kernel: bool
+    """Up to 1,536 rows a 4-bit layer may multiply without dequantising its weight (bitsandbytes since 0.46)."""
+    dequantizes_through_float16: bool
+    """4-bit weights are dequantised to float16 and then cast (Lightning Fabric quantises from float16)."""
+    quantizes_lm_head: bool
+    """lm_head is a 4-bit layer too (Lightning Fabric replaces every linear)."""
+    keeps_last_graph: bool
+    """The training loop holds the last micro-batch's loss, and so its graph, until the next one's loss exists."""
+    expandable_segments: bool
+    """The allocator runs with `expandable_segments:True`."""
     mixed_precision_default: bool
     """Autocast around the forward."""
     quantized_adapter_dtype: str
@@ -82,7 +111,7 @@ class Stack:
         if loss == "full":
             return self.full_loss
         chunked = loss == "chunked" or "chunked" in self.losses
-        return LogitsPath.TRL_CHUNKED if chunked else LogitsPath.LIGER
+        return self.chunked_loss if chunked else LogitsPath.LIGER
 
 
 def logits_copies(path: LogitsPath, *, logits_dtype_bytes: int, batch_size: int) -> LogitsCopies | None:
@@ -110,7 +139,7 @@ def _stacks() -> dict[str, Stack]:
 def _stack(row: dict[str, Any]) -> Stack:
     values = {key: value for key, value in row.items() if key != "sources"}
     values |= {"methods": tuple(row["methods"]), "losses": tuple(row["losses"])}
-    values |= {"full_loss": LogitsPath(row["full_loss"]), "accessed": str(row["accessed"])}
+    values |= {name: LogitsPath(row[name]) for name in ("full_loss", "chunked_loss")} | {"accessed": str(row["accessed"])}
     return Stack(**values)
 
 

@@ -80,7 +80,9 @@ class Graph:
         self.saves = 0
         self.stop_at = -1
         self.kept: list[Value] | None = None
-        """Tensors that operations keep outside autograd's saved tensors, where checkpointing cannot drop them (bitsandbytes int8)."""
+        """Tensors that operations keep outside autograd's saved tensors, where checkpointing cannot drop them (bitsandbytes)."""
+        self.held: list[Value] = []
+        """Tensors that names of the training loop hold through the backward."""
         self.gradients: list[Buffer] = []
         self._order = 0
 

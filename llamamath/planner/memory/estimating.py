@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import COMPONENTS, PHASES, PhaseMemory
-from llamamath.planner.job import Job
+from llamamath.planner.job import Job, Lora
 from llamamath.planner.memory import from_job
 from llamamath.planner.memory.ledger import Instant
 from llamamath.planner.memory.polynomial import evaluate
@@ -64,21 +65,27 @@ class _Setting:
 
 
 def _setting(job: Job, architecture: Architecture) -> _Setting:
-    settings = from_job.settings_of(job, architecture)
-    static = static_memory(architecture, settings, job.lora)
-    optimizer = optimizer_memory(job.optim, static)
+    return _structure(architecture, from_job.settings_of(job, architecture), job.lora, job.optim, job.offload)
+
+
+@lru_cache(maxsize=2048)
+def _structure(architecture: Architecture, settings: Settings, lora: Lora | None, optim: str, offload: tuple[str, ...]) -> _Setting:
+    """All that jobs of one structure share: one look-up per job, since hashing these is what a search would spend its time on."""
+    static = static_memory(architecture, settings, lora)
+    optimizer = optimizer_memory(optim, static)
     streamed = 0
-    if "weights" in job.offload:
+    if "weights" in offload:
         streamed = static.layer_bytes - 2 * static.layer_bytes // architecture.num_hidden_layers
         static = replace(static, base_bytes=static.base_bytes - streamed)
-    state = 0 if "optimizer" in job.offload else optimizer.state_bytes
+    state = 0 if "optimizer" in offload else optimizer.state_bytes
     gradients = static.gradient_bytes if settings.accumulating else 0
     return _Setting(settings, static, optimizer, walked(architecture, settings), streamed, state, gradients)
 
 
-def _passes(job: Job, architecture: Architecture, setting: _Setting) -> list[tuple[str, str, from_job.Values, int]]:
+def _passes(
+    job: Job, architecture: Architecture, setting: _Setting, training: from_job.Values
+) -> list[tuple[str, str, from_job.Values, int]]:
     """The walked passes of a job: (phase, pass, values of the monomials, bytes of gradients alive beside it)."""
-    training = from_job.training_values(job, architecture)
     held = setting.gradient_bytes
     passes = []
     if job.method == "grpo" and job.rollout.engine == "transformers":
@@ -98,10 +105,10 @@ def allocated_peak(job: Job, architecture: Architecture, capability: Capability 
     static = setting.static
     base = static.base_bytes + static.lora_bytes + setting.state_bytes + workspace_bytes(capability)
     walks = setting.walk.instants
-    passes = _passes(job, architecture, setting)
+    training = from_job.training_values(job, architecture)
+    passes = _passes(job, architecture, setting, training)
     peak = max(held + max(evaluate(instant.total, values) for instant in walks[name]) for _, name, values, held in passes)
     peak = base + max(peak, static.gradient_bytes + setting.optimizer.step_bytes)
-    training = from_job.training_values(job, architecture)
     largest = max(evaluate(terms, training) for terms in setting.walk.largest)
     return max(peak, _load(static, setting.settings).total_bytes), largest
 
@@ -121,8 +128,9 @@ def device_memory(job: Job, architecture: Architecture, capability: Capability |
         "optimizer": setting.state_bytes,
         "temporary": workspace,
     }
+    training = from_job.training_values(job, architecture)
     phases = {"load": _load(static, setting.settings)}
-    for phase, name, values, held in _passes(job, architecture, setting):
+    for phase, name, values, held in _passes(job, architecture, setting, training):
         found = _phase(phase, setting.walk.instants[name], values, always | {"gradient": held})
         if phase not in phases or found.total_bytes > phases[phase].total_bytes:
             phases[phase] = found
@@ -142,7 +150,6 @@ def device_memory(job: Job, architecture: Architecture, capability: Capability |
         instant=f"{job.optim} step",
     )
     phases["save"] = resting
-    training = from_job.training_values(job, architecture)
     return DeviceMemory(
         phases=tuple(phases[name] for name in PHASES if name in phases),
         static=static,

@@ -8,7 +8,7 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.job import Job, Lora
 from llamamath.planner.memory.settings import WIDTHS, Settings
 from llamamath.planner.parameters import adapted_weights
-from llamamath.planner.stack import find_stack
+from llamamath.planner.stack import LogitsPath, find_stack
 
 SMALL_BATCH_ROWS = 1536
 """bitsandbytes 0.50.2 `_gemm_4bit_custom_max_m`: above it a 4-bit product always dequantises its weight."""
@@ -16,6 +16,8 @@ REPEATING_FAMILIES = ("mistral", "qwen2", "phi3")
 """transformers 4.45 `modeling_<family>.py`, FlashAttention2.forward: `repeat_kv` of keys and values; Llama's does not."""
 TILE_TOKENS = 4096
 TILE_WORDS = 32768
+LITGPT_CHUNK_TOKENS = 128
+TORCHTUNE_CHUNKS = 8
 
 
 @lru_cache(maxsize=1024)
@@ -73,9 +75,11 @@ def settings_of(job: Job, architecture: Architecture) -> Settings:
     text, vision = _targets(architecture, lora) if lora else (frozenset[str](), frozenset[str]())
     rows = job.per_device_train_batch_size * job.sequence_length * (2 if job.method == "dpo" else 1)
     stack = find_stack(job.stack)
+    four_bit = job.quantization in ("nf4", "nf4-dq")
     return Settings(
         method=job.method,
         loss=stack.logits_path(job.loss).value,
+        layers=stack.layers,
         quantization=job.quantization,
         load_width=WIDTHS[job.dtype],
         autocast=mixed_precision(job),
@@ -92,8 +96,13 @@ def settings_of(job: Job, architecture: Architecture) -> Settings:
         embeddings_stay_wide=stack.kbit_preparation_keeps_embeddings_float32,
         masked=masked,
         attention=attention_kernel(job, architecture, masked),
+        in_place_adapters=stack.adds_adapter_in_place,
+        keeps_inputs=job.quantization == "int8" or (four_bit and stack.quantized_linear_keeps_input),
+        keeps_last_graph=four_bit and stack.keeps_last_graph,
+        through_float16=four_bit and stack.dequantizes_through_float16,
+        quantized_head=four_bit and stack.quantizes_lm_head,
         accumulating=job.gradient_accumulation_steps > 1,
-        small_batch=rows <= SMALL_BATCH_ROWS,
+        small_batch=rows <= SMALL_BATCH_ROWS and stack.small_batch_4bit_kernel,
         single_row=job.per_device_train_batch_size == 1 and job.method != "dpo",
         reference=_has_reference(job),
         reference_model=lora is None and _has_reference(job),
@@ -165,7 +174,7 @@ def _values(rows: int, length: int, scored: int, cached: int, job: Job, architec
         rows * length * (-(-length // 16) * 16),
         length * length,
         scored,
-        _tile(job, architecture, scored),
+        _tile(job, architecture, rows, length, scored),
         rows * cached,
         rows * vision_row,
         rows * length * vision_row,
@@ -174,12 +183,21 @@ def _values(rows: int, length: int, scored: int, cached: int, job: Job, architec
     )
 
 
-def _tile(job: Job, architecture: Architecture, scored: int) -> int:
-    """Elements of the largest piece of logits: TRL's tile, or Liger's chunk of next_power_of_2(N / ceil(V / H)) rows of the vocabulary."""
+def _tile(job: Job, architecture: Architecture, rows: int, length: int, scored: int) -> int:
+    """Elements of the largest piece of logits that a loss makes at once.
+
+    TRL: min(N, 4096) x 32,768. Liger: next_power_of_2(N / ceil(V / H)) rows of the vocabulary. LitGPT: 128 positions of every row.
+    torchtune: an eighth of the positions.
+    """
     if not scored:
         return 0
-    if job.loss == "liger" and job.stack != "trl-1.16":
-        parts = -(-architecture.vocab_size // architecture.hidden_size)
-        rows = -(-scored // parts)
-        return min(scored, 1 << (rows - 1).bit_length()) * architecture.vocab_size
+    path = find_stack(job.stack).logits_path(job.loss)
+    vocabulary = architecture.vocab_size
+    if path is LogitsPath.LIGER:
+        parts = -(-vocabulary // architecture.hidden_size)
+        return min(scored, 1 << (-(-scored // parts) - 1).bit_length()) * vocabulary
+    if path in (LogitsPath.LITGPT_CHUNKED, LogitsPath.LITGPT_FULL):
+        return rows * min(length, LITGPT_CHUNK_TOKENS) * vocabulary
+    if path in (LogitsPath.TORCHTUNE_CHUNKED, LogitsPath.TORCHTUNE_COMPILED):
+        return rows * -(-length // TORCHTUNE_CHUNKS) * vocabulary
     return min(scored, TILE_TOKENS) * TILE_WORDS

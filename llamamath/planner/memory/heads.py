@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llamamath.planner.architecture import Architecture
-from llamamath.planner.memory import ops
+from llamamath.planner.memory import ops, other_heads
 from llamamath.planner.memory.autograd import Graph, Value
 from llamamath.planner.memory.ledger import LOGITS
 from llamamath.planner.memory.polynomial import SCORED, TILE, TOKENS
@@ -33,10 +33,13 @@ class Head:
 
     def loss(self, hidden: Value) -> Value:
         """The loss of `hidden` [tokens, hidden_size] by the settings' loss kind; a Value whose node starts the backward."""
-        if self.settings.loss == "trl_chunked":
+        loss = self.settings.loss
+        if loss == "trl_chunked":
             return self._chunked(hidden)
-        if self.settings.loss == "liger":
+        if loss == "liger":
             return self._liger(hidden)
+        if loss in other_heads.LOSSES:
+            return other_heads.LOSSES[loss](self, hidden)
         return self._full(hidden)
 
     def _chunked(self, hidden: Value) -> Value:
@@ -127,10 +130,13 @@ class Head:
             casts.append(ops.temporary(g, SCORED * h, compute))
         return casts
 
-    def _logits(self, hidden: Value) -> Value:
+    def logits(self, hidden: Value) -> Value:
         """`lm_head(hidden)` with the family's scaling; counted as logits."""
         g, a = self.graph, self.architecture
-        logits = self.project.linear(hidden, TOKENS * a.vocab_size, self.weight)
+        if self.settings.quantized_head:
+            logits = self.project.linear4bit(hidden, TOKENS, a.hidden_size, a.vocab_size)
+        else:
+            logits = self.project.linear(hidden, TOKENS * a.vocab_size, self.weight)
         _relabel(logits)
         if a.logits_scaling is not None:
             logits = _relabel(ops.scale(g, logits))
@@ -141,14 +147,16 @@ class Head:
         return logits
 
     def _full(self, hidden: Value) -> Value:
+        """A loss over whole logits, and under autocast the float32 copy of a model's outputs (accelerate's convert_outputs_to_fp32)."""
         g, s = self.graph, self.settings
-        logits = self._logits(hidden)
-        if s.loss == "hf445_full":
-            logits = _relabel(ops.cast(g, logits, 4))
-        loss = self._cross_entropy(logits)
-        converted = None
-        if s.autocast and s.loss == "hf5_full":
-            converted = g.allocate(logits.numel, 4, LOGITS)  # accelerate's convert_outputs_to_fp32
+        logits = self.logits(hidden)
+        if self.architecture.family == "qwen":
+            loss = self._cross_entropy_in_model_dtype(logits)
+        else:
+            if s.loss == "hf445_full":
+                logits = _relabel(ops.cast(g, logits, 4))
+            loss = self._cross_entropy(logits)
+        converted = g.allocate(logits.numel, 4, LOGITS) if s.autocast and logits.width != 4 else None
         del logits, converted
         return loss
 
@@ -157,45 +165,79 @@ class Head:
         g, s = self.graph, self.settings
         wide = _relabel(ops.cast(g, logits, 4))
         del logits
-        shifted = wide
-        if s.loss != "hf5_full" and not s.single_row:
-            shifted = _relabel(self._shift(wide))
-        log_probs = shifted if s.fused else self._log_softmax(shifted)
-        out = g.allocate(0, 4)
-        if g.needs_grad(log_probs):
-            numel = log_probs.numel
-            if s.fused:
-                kept = [log_probs]
-                buffer_owner = Value(log_probs.buffer, numel, 4)
-
-                def in_place(grad: Value) -> Sequence[Value | None]:
-                    kept.clear()
-                    return (buffer_owner,)
-
-                g.attach(out, (log_probs,), in_place)
-            else:
-                g.attach(out, (log_probs,), lambda grad: (g.allocate(numel, 4, LOGITS),))
+        shifted = wide if s.loss == "hf5_full" else self.shift(wide)
+        log_probs = shifted if s.fused else self.log_softmax(shifted)
+        out = self._in_place_loss(log_probs) if s.fused else self.nll(log_probs)
         del wide, shifted, log_probs
         return out
 
-    def _shift(self, wide: Value) -> Value:
-        """`logits[..., :-1, :].contiguous()`; backward writes into zeros of the whole."""
-        g = self.graph
-        out = g.allocate(wide.numel, 4, LOGITS)
-        if g.needs_grad(wide):
-            numel = wide.numel
-            g.attach(out, (wide,), lambda grad: (g.allocate(numel, 4, LOGITS),))
+    def _cross_entropy_in_model_dtype(self, logits: Value) -> Value:
+        """Qwen 1: no `.float()`. `cross_entropy` takes the log-softmax in its input's dtype; autocast gives nll_loss a float32 copy of it.
+
+        Sources: Qwen/Qwen-7B modeling_qwen.py; torch `ATen/native/LossNLL.cpp` (log_softmax with its input's dtype), `autocast_mode.h`.
+        """
+        g, s = self.graph, self.settings
+        shifted = self.shift(logits)
+        log_probs = self.log_softmax(shifted)
+        del shifted
+        wide = _relabel(ops.cast(g, log_probs, 4)) if s.autocast else log_probs
+        del log_probs
+        out = self.nll(wide, saves_input=True)
         return out
 
-    def _log_softmax(self, x: Value) -> Value:
+    def nll(self, log_probs: Value, *, saves_input: bool = False) -> Value:
+        """`nll_loss`: saves its input, which log_softmax holds as well unless it was cast; backward makes a whole gradient."""
         g = self.graph
-        out = g.allocate(x.numel, 4, LOGITS)
-        if g.needs_grad(x):
-            saved = [Value(out.buffer, out.numel, 4)]
-            numel = x.numel
+        out = g.allocate(0, 4)
+        if g.needs_grad(log_probs):
+            numel, width = log_probs.numel, log_probs.width
+            saved = [log_probs] if saves_input else []
 
             def backward(grad: Value) -> Sequence[Value | None]:
-                result = g.allocate(numel, 4, LOGITS)
+                result = g.allocate(numel, width, LOGITS)
+                saved.clear()
+                return (result,)
+
+            g.attach(out, (log_probs,), backward)
+        return out
+
+    def _in_place_loss(self, logits: Value) -> Value:
+        """A fused cross entropy whose gradient overwrites the logits."""
+        g = self.graph
+        out = g.allocate(0, 4)
+        if g.needs_grad(logits):
+            kept = [logits]
+            owner = Value(logits.buffer, logits.numel, 4)
+
+            def in_place(grad: Value) -> Sequence[Value | None]:
+                kept.clear()
+                return (owner,)
+
+            g.attach(out, (logits,), in_place)
+        return out
+
+    def shift(self, logits: Value) -> Value:
+        """`logits[..., :-1, :].contiguous()`: a copy, but a view with one row; backward writes into zeros of the whole."""
+        g = self.graph
+        numel = SCORED * self.architecture.vocab_size
+        if self.settings.single_row:
+            return ops.narrow(g, logits, numel)
+        out = g.allocate(numel, logits.width, LOGITS)
+        if g.needs_grad(logits):
+            whole, width = logits.numel, logits.width
+            g.attach(out, (logits,), lambda grad: (g.allocate(whole, width, LOGITS),))
+        return out
+
+    def log_softmax(self, x: Value) -> Value:
+        """Saves its output."""
+        g = self.graph
+        out = g.allocate(x.numel, x.width, LOGITS)
+        if g.needs_grad(x):
+            saved = [Value(out.buffer, out.numel, x.width)]
+            numel, width = x.numel, x.width
+
+            def backward(grad: Value) -> Sequence[Value | None]:
+                result = g.allocate(numel, width, LOGITS)
                 saved.clear()
                 return (result,)
 

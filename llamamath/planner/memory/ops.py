@@ -81,6 +81,15 @@ def add(g: Graph, a: Value, b: Value) -> Value:
     return out
 
 
+def add_in_place(g: Graph, a: Value, b: Value) -> Value:
+    """`a += b`: no new tensor; the gradient goes to both."""
+    out = Value(a.buffer, a.numel, a.width)
+    if g.needs_grad(a, b):
+        needs = (a.node is not None, b.node is not None)
+        g.attach(out, (a, b), lambda grad: tuple(grad if need else None for need in needs))
+    return out
+
+
 def mul(g: Graph, a: Value, b: Value) -> Value:
     """`a * b` of equal shapes; each operand is saved for the other's gradient."""
     needs_a, needs_b = a.node is not None, b.node is not None
@@ -286,17 +295,37 @@ def layer_norm(g: Graph, x: Value, rows: Size, *, autocast: bool) -> Value:
     return keep_for(g, out, x, x, statistics) if g.needs_grad(x) else out
 
 
-def rotate(g: Graph, x: Value, *, fused: bool = False) -> Value:
-    """`(x * cos) + (rotate_half(x) * sin)`; saves only cos and sin, which all layers share."""
+def split(g: Graph, x: Value, *numels: Size) -> list[Value]:
+    """`x.split(...)`: views; one backward for all of them concatenates their gradients."""
+    parts = [Value(x.buffer, numel, x.width) for numel in numels]
+    if g.needs_grad(x):
+        whole, width = x.numel, x.width
+        received: list[Value] = []
+
+        def backward(grad: Value) -> Sequence[Value | None]:
+            received.append(grad)
+            if len(received) < len(parts):
+                return (None,)
+            joined = g.allocate(whole, width)
+            received.clear()
+            return (joined,)
+
+        for part in parts:
+            g.attach(part, (x,), backward)
+    return parts
+
+
+def rotate(g: Graph, x: Value, *, fused: bool = False, table_width: int | None = None) -> Value:
+    """`(x * cos) + (rotate_half(x) * sin)`; saves only cos and sin, which all layers share. `table_width`: theirs, where it is wider."""
     if fused:
         out = g.allocate(x.numel, x.width)
         if g.needs_grad(x):
             g.save()
             g.attach(out, (x,), lambda grad: (grad,))
         return out
-    first = mul_constant(g, x)
+    first = mul_constant(g, x, table_width)
     halves = _rotate_half(g, x)
-    second = mul_constant(g, halves)
+    second = mul_constant(g, halves, table_width)
     del halves
     return add(g, first, second)
 

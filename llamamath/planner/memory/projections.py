@@ -50,7 +50,7 @@ class Projections:
             return self.linear(x, rows * out_features, self.weight(in_features * out_features))
         if self.settings.quantization == "int8":
             return self._linear8bit(x, rows, in_features, out_features)
-        return self._linear4bit(x, rows, in_features, out_features)
+        return self.linear4bit(x, rows, in_features, out_features)
 
     def _with_adapter(self, x: Value, result: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
         g, s = self.graph, self.settings
@@ -71,7 +71,7 @@ class Projections:
         del up
         if quantized and not s.autocast:
             branch = ops.cast(g, branch, width)
-        total = ops.add(g, result, branch)
+        total = ops.add_in_place(g, result, branch) if s.in_place_adapters else ops.add(g, result, branch)
         del result, branch
         return ops.cast(g, total, width)
 
@@ -109,8 +109,11 @@ class Projections:
             g.attach(out, (x, weight), backward)
         return out
 
-    def _linear4bit(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
-        """MatMul4Bit: dequantises the whole weight forward (above 1,536 rows) and always backward; saves no activation."""
+    def linear4bit(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
+        """MatMul4Bit: dequantises the whole weight forward (above 1,536 rows) and always backward.
+
+        It saves no activation; before bitsandbytes 0.43 it kept its input all the same, for a gradient that does not exist.
+        """
         g, s = self.graph, self.settings
         back_to = x.width
         x = ops.cast(g, x, s.compute_width)
@@ -120,23 +123,35 @@ class Projections:
         if not s.small_batch:
             if nested:
                 temporaries += [ops.temporary(g, numel // NF4_BLOCK, 4), ops.temporary(g, numel // NF4_BLOCK, 4)]
-            temporaries.append(ops.temporary(g, numel, s.compute_width))
+            temporaries.append(self.dequantized(numel))
         out = g.allocate(rows * out_features, s.compute_width)
         temporaries.clear()
+        if s.keeps_inputs and g.kept is not None:
+            g.kept.append(x)
         if g.needs_grad(x):
             x_numel = x.numel
+            kept = [x] if s.keeps_inputs else []
 
             def backward(grad: Value) -> Sequence[Value | None]:
                 held = [ops.temporary(g, numel // NF4_BLOCK, 4)] if nested else []
-                held.append(ops.temporary(g, numel, s.compute_width))
+                held.append(self.dequantized(numel))
                 if nested:
                     held.pop(0)
                 result = g.allocate(x_numel, s.compute_width)
                 held.clear()
+                kept.clear()
                 return (result,)
 
             g.attach(out, (x,), backward)
         return ops.cast(g, out, back_to)
+
+    def dequantized(self, numel: int) -> Value:
+        """A 4-bit weight in the compute dtype; where it was quantised from float16, both exist for a moment."""
+        g, s = self.graph, self.settings
+        half = ops.temporary(g, numel, 2) if s.through_float16 else None
+        weight = ops.temporary(g, numel, s.compute_width)
+        del half
+        return weight
 
     def _linear8bit(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
         """MatMul8bitLt with threshold 6: an int8 copy and outlier scan of the input, an int32 product; keeps its input for backward."""

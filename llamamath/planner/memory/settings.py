@@ -16,7 +16,9 @@ class Settings:
 
     method: str
     loss: str
-    """A LogitsPath value: `trl_chunked`, `liger`, or how a full loss copies the logits: `hf5_full`, `hf448_full`, `hf445_full`."""
+    """A LogitsPath value: which tensors as large as the logits the loss keeps."""
+    layers: str
+    """Whose modelling code: `transformers`, `litgpt` or `torchtune`."""
     quantization: str
     load_width: int
     autocast: bool
@@ -39,6 +41,16 @@ class Settings:
     """An explicit attention mask exists (ragged batch, or a sliding window shorter than the sequence)."""
     attention: str
     """Kernel: `flash`, `flash_varlen`, `efficient` or `eager`."""
+    in_place_adapters: bool
+    """The adapter's output is added into the base layer's."""
+    keeps_inputs: bool
+    """Quantised layers keep their input outside autograd's saved tensors: bitsandbytes' int8, and its 4-bit before 0.43."""
+    keeps_last_graph: bool
+    """What quantised layers keep of the micro-batch before stays until this one's loss exists."""
+    through_float16: bool
+    """4-bit weights are dequantised to float16 first."""
+    quantized_head: bool
+    """lm_head is a 4-bit layer."""
     accumulating: bool
     """Gradients of earlier micro-batches are alive during forward and backward."""
     small_batch: bool

@@ -64,6 +64,7 @@ class Walk:
         ledger.enter("backward")
         ledger.where = "loss backward"
         g.backward(loss)
+        g.held.clear()
         shared.clear()
         inputs.clear()
 
@@ -239,7 +240,7 @@ class Walk:
         hidden = box.pop()
         kept: list[Value] = []
         g.grad_enabled = False
-        g.kept = kept if s.quantization == "int8" and not s.reentrant else None
+        g.kept = kept if s.keeps_inputs and not s.reentrant else None
         out = self._layer(kind)(hidden)
         g.grad_enabled = True
         g.kept = None

@@ -12,17 +12,14 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from llamamath.planner.budget import Budget  # noqa: E402
-from llamamath.planner.config_file import resolve_model  # noqa: E402
-from llamamath.planner.job import Job  # noqa: E402
-from llamamath.planner.probe.devices import device_for  # noqa: E402
-from llamamath.planner.request import Request, start  # noqa: E402
-from llamamath.planner.search_model import Searcher  # noqa: E402
-from llamamath.planner.search_space import frames, micro_batches, optimizers, rollouts  # noqa: E402
+from llamamath.planner.budget import Budget
+from llamamath.planner.config_file import resolve_model
+from llamamath.planner.job import Job
+from llamamath.planner.probe.devices import device_for
+from llamamath.planner.request import Request, start
+from llamamath.planner.search_model import Searcher
+from llamamath.planner.search_space import frames, micro_batches, optimizers, rollouts
 
 PROMISED_JOBS_PER_SECOND = 10_000
 COMPLETION_LENGTHS = range(256, 4352, 64)

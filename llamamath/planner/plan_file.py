@@ -163,7 +163,7 @@ def _section(name: str, value: object) -> list[str]:
 
 
 def _line(key: str, value: object) -> str:
-    line = f"  {key}: {yaml_value(value)}"
+    line = f"  {yaml_value(key)}: {yaml_value(value)}"
     comment = _in_words(key, value)
     return f"{line:<46} # {comment}" if comment else line
 

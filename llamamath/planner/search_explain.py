@@ -157,6 +157,8 @@ def neighbours(searcher: Searcher, found: ModelSearch) -> tuple[Neighbour, ...]:
 def _longer(searcher: Searcher, found: ModelSearch, job: Job) -> Job | None:
     from llamamath.planner.limits import largest
 
+    if not found.start.is_free("max_completion_length" if job.method == "grpo" else "max_length"):
+        return None
     result = largest("context", job, found.architecture, searcher.device, searcher.budget, granularity=64)
     if result.job is None or result.value < job.sequence_length * LONGER:
         return None

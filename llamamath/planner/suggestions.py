@@ -17,6 +17,8 @@ from llamamath.planner.limits import largest
 from llamamath.planner.search_space import is_valid
 
 MOST_SMALLER_MODELS = 4
+MOST_STEPS = 16
+"""Changes tried one after the other for a combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +111,23 @@ def _runnable(job: Job) -> bool:
 
 def _alternatives(case: _Case, job: Job, before: Need) -> list[_Tried]:
     """The best of each group of changes, in order."""
-    found = _best_of_groups(case, job, before, set())
+    found = _best_of_groups(case, job, before)
     found += filter(None, (_shorter(case, job, before), _smaller_model(case, job, before)))
-    return sorted(found, key=lambda item: (item.change.gives_up, -item.saves_bytes))
+    needless = [item for item in found if any(_does_with_less(other, item, job) for other in found)]
+    return sorted((item for item in found if item not in needless), key=lambda item: (item.change.gives_up, -item.saves_bytes))
 
 
-def _best_of_groups(case: _Case, job: Job, need: Need, used: set[str]) -> list[_Tried]:
+def _does_with_less(one: _Tried, other: _Tried, job: Job) -> bool:
+    """Whether `one` sets fewer fields than `other`, to the same values, and saves as much."""
+    fewer, more = _delta(job, one.change.job).items(), _delta(job, other.change.job).items()
+    return len(fewer) < len(more) and all(item in more for item in fewer) and one.saves_bytes >= other.saves_bytes
+
+
+def _best_of_groups(case: _Case, job: Job, need: Need) -> list[_Tried]:
     """Of each group of changes the mildest that suffices, else the one that saves most."""
     groups: dict[str, list[_Tried]] = {}
     for change in (*(host_changes(job) if case.on_host else ()), *changes(job, case.architecture, case.device)):
-        tried = case.tried(change, need) if change.group not in used else None
+        tried = case.tried(change, need)
         if tried is not None:
             groups.setdefault(change.group, []).append(tried)
     return [next((item for item in group if item.fits), max(group, key=lambda item: item.saves_bytes)) for group in groups.values()]
@@ -194,24 +203,27 @@ def _combination(case: _Case, job: Job, before: Need) -> _Tried | None:
 
 
 def _until_it_fits(case: _Case, job: Job, before: Need, *, not_yet: bool) -> list[_Step]:
-    current, need, steps, used = job, before, list[_Step](), set[str]()
-    while not need.fits:
-        helpful = (step for step in _helpful(case, current, need, used) if not_yet or step.change.gives_up != NOT_YET)
+    """The cheapest helpful change again and again. A group may come up twice, when another phase has become the worst in between."""
+    current, need, steps = job, before, list[_Step]()
+    for _ in range(MOST_STEPS):
+        if need.fits:
+            break
+        helpful = (step for step in _helpful(case, current, need) if not_yet or step.change.gives_up != NOT_YET)
         best = next(helpful, None)
         if best is None:
             break
-        used.add(best.change.group)
-        steps.append(_Step(best.change, _delta(current, best.change.job)))
+        earlier = [step for step in steps if step.change.group == best.change.group]
+        merged = {name: value for step in earlier for name, value in step.delta.items()} | _delta(current, best.change.job)
+        steps = [step for step in steps if step not in earlier] + [_Step(best.change, merged)]
         current = best.change.job
         need = case.need(current)
     return steps
 
 
-def _helpful(case: _Case, job: Job, need: Need, used: set[str]) -> list[_Tried]:
-    """The best of each unused group from here, in order."""
-    found = _best_of_groups(case, job, need, used)
-    shorter = None if "length" in used else _shorter(case, job, need)
-    return sorted([*found, *filter(None, (shorter,))], key=lambda item: (item.change.gives_up, -item.saves_bytes))
+def _helpful(case: _Case, job: Job, need: Need) -> list[_Tried]:
+    """The best of each group from here, in order."""
+    found = [*_best_of_groups(case, job, need), *filter(None, (_shorter(case, job, need),))]
+    return sorted(found, key=lambda item: (item.change.gives_up, -item.saves_bytes))
 
 
 def _delta(before: Job, after: Job) -> Delta:

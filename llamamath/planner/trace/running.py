@@ -43,6 +43,7 @@ def run(request: TraceRequest, versions: dict[str, str], progress: Progress = la
     with fake_device(request, tracker) as functions:
         canaries = Canaries(tracker, functions).run()
         tracker.reset()
+        functions.attention.picked.clear()
         progress("load")
         built = build(request, tracker)
         paged = PagedMemory()

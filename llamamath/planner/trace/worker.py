@@ -11,6 +11,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from typing import TextIO
 
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -24,13 +26,27 @@ QUIET = {
 """Environment of the worker: one thread (fake kernels do nothing), no network, no chatter."""
 
 
+def quiet() -> TextIO:
+    """Silence libraries and the network; returns the real stdout, which they no longer reach."""
+    import logging
+
+    os.environ.update(QUIET)
+    warnings.filterwarnings("ignore")
+    out = sys.stdout
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - libraries print; it lives as long as the process
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("bitsandbytes", "torch._subclasses.fake_tensor"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return out
+
+
 def main(arguments: list[str]) -> int:
     """Trace the request on stdin into the file named by the only argument."""
     path = arguments[0]
-    os.environ.update(QUIET)
-    warnings.filterwarnings("ignore")
-    progress = sys.stdout
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - libraries print; it lives as long as the process
+    print("import", flush=True)
+    progress = quiet()
     try:
         text = _trace(sys.stdin.read(), lambda phase: print(phase, file=progress, flush=True))
         code = 0
@@ -42,21 +58,13 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _trace(request_text: str, progress: object) -> str:
-    import logging
-
-    progress("import")  # type: ignore[operator]
-    import torch
-
-    torch.set_num_threads(1)
-    for name in ("bitsandbytes", "torch._subclasses.fake_tensor"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def _trace(request_text: str, progress: Callable[[str], None]) -> str:
     from llamamath.planner.trace.request import TraceRequest
     from llamamath.planner.trace.result import result_to_json
     from llamamath.planner.trace.running import run
     from llamamath.planner.trace.versions import check_versions, installed_versions
 
-    return result_to_json(run(TraceRequest.from_json(request_text), check_versions(installed_versions()), progress))  # type: ignore[arg-type]
+    return result_to_json(run(TraceRequest.from_json(request_text), check_versions(installed_versions()), progress))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def fit(
     A flag beats the file, the file beats the recipe, the recipe beats the default.
 
     Ends with 0 if it fits even at the upper bound, 1 if it is tight or does not fit, 2 if the input is wrong, 3 if something is missing.
-    With --jobs: 2 if any line was bad, else 1 if any job does not fit or is tight, else 0.
+    With --jobs: 2 if any line was bad, else 1 if any job does not fit or is tight, else 0. A table: 1 only if nothing fits anywhere.
     """
     from llamamath.cli.fit_one import Shown
     from llamamath.cli.job_sources import flag_layer

@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import typer
 
 
-def _job(name: str, metavar: str | None, words: str) -> Any:
+def _job(name: str, metavar: str, words: str) -> Any:
     return typer.Option(name, metavar=metavar, help=words, rich_help_panel="The job")
 
 
-def _device(name: str, metavar: str | None, words: str) -> Any:
+def _device(name: str, metavar: str, words: str) -> Any:
     return typer.Option(name, metavar=metavar, help=words, rich_help_panel="What it is judged against")
 
 
-def _output(name: str, metavar: str | None, words: str) -> Any:
+def _output(name: str, metavar: str, words: str) -> Any:
     return typer.Option(*name.split(), metavar=metavar, help=words, rich_help_panel="Output")
 
 
@@ -32,7 +32,7 @@ Ram = Annotated[str | None, _device("--ram", "SIZE", "Use no more RAM than this:
 Disk = Annotated[str | None, _device("--disk", "SIZE", "Use no more disk than this: 100GiB.")]
 Hours = Annotated[float | None, _device("--hours", "X", "Take no longer than this, at worst.")]
 Cost = Annotated[float | None, _device("--cost", "USD", "Cost no more rent than this, at worst.")]
-UseTotal = Annotated[bool, _device("--use-total", None, "Judge against all of this machine's GPU, not what is free now.")]
+UseTotal = Annotated[bool, _device("--use-total", "", "Judge against all of this machine's GPU, not what is free now.")]
 
 # The job
 RecipeName = Annotated[str | None, _job("--recipe", "NAME", "A paper's training, such as llama-math-3b: see `llamamath profiles`.")]
@@ -42,7 +42,7 @@ Dtype = Annotated[str | None, _job("--dtype", "WORD", "bfloat16, float16 or floa
 LoraRank = Annotated[int | None, _job("--lora-r", "N", "Rank of the adapters.")]
 LoraDropout = Annotated[float | None, _job("--lora-dropout", "X", "Dropout before the adapters.")]
 Targets = Annotated[str | None, _job("--target-modules", "NAMES", "all-linear, or names such as q_proj,v_proj.")]
-Full = Annotated[bool, _job("--full", None, "Full fine-tuning: no LoRA, and no quantisation unless asked for.")]
+Full = Annotated[bool, _job("--full", "", "Full fine-tuning: no LoRA, and no quantisation unless asked for.")]
 Batch = Annotated[int | None, _job("--batch", "N", "Sequences (DPO: pairs) per device and step.")]
 Accumulation = Annotated[int | None, _job("--accumulation", "N", "Micro-batches per step.")]
 MaxLength = Annotated[int | None, _job("--max-length", "TOKENS", "SFT, DPO: prompt + completion.")]
@@ -50,10 +50,10 @@ MaxPrompt = Annotated[int | None, _job("--max-prompt-length", "TOKENS", "GRPO: p
 MaxCompletion = Annotated[int | None, _job("--max-completion-length", "TOKENS", "GRPO: completion.")]
 Generations = Annotated[int | None, _job("--num-generations", "N", "GRPO: completions per prompt.")]
 Beta = Annotated[float | None, _job("--beta", "X", "Weight of the reference model.")]
-Checkpointing = Annotated[bool, _job("--checkpointing", None, "Recompute activations (the default).")]
-NoCheckpointing = Annotated[bool, _job("--no-checkpointing", None, "Keep activations.")]
-Padding = Annotated[bool, _job("--padding", None, "Ragged batches with a mask (the default).")]
-Packed = Annotated[bool, _job("--packed", None, "Batches without padding.")]
+Checkpointing = Annotated[bool, _job("--checkpointing", "", "Recompute activations (the default).")]
+NoCheckpointing = Annotated[bool, _job("--no-checkpointing", "", "Keep activations.")]
+Padding = Annotated[bool, _job("--padding", "", "Ragged batches with a mask (the default).")]
+Packed = Annotated[bool, _job("--packed", "", "Batches without padding.")]
 Attention = Annotated[str | None, _job("--attn", "WORD", "sdpa, flash_attention_2 or eager.")]
 Optim = Annotated[str | None, _job("--optim", "WORD", "transformers' name, such as paged_adamw_8bit.")]
 Loss = Annotated[str | None, _job("--loss", "WORD", "chunked, full or liger.")]
@@ -64,5 +64,5 @@ EvalBatch = Annotated[int | None, _job("--eval-batch", "N", "Evaluate during tra
 Images = Annotated[int | None, _job("--images", "N", "Images per sequence (Llama 3.2 Vision).")]
 
 # Output
-Json = Annotated[bool, _output("--json", None, "Print one JSON document and nothing else.")]
+Json = Annotated[bool, _output("--json", "", "Print one JSON document and nothing else.")]
 Output = Annotated[str | None, _output("--output -o", "FILE", "Where the plan goes; - prints it. Without --json or --emit: plan.yaml.")]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Answer
+from command_line import Answer
 
 from llamamath.profiles.models import find_model
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Answer, environment, process
+from command_line import ROOT, Answer, environment, process
 from typer.testing import CliRunner
 
 from llamamath import __version__

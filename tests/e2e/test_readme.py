@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable
 
 import pytest
-from conftest import ROOT, Answer
+from command_line import ROOT, Answer
 
 README = ROOT / "README.md"
 BLOCK = re.compile(r"```text\n\$ llamamath (.+?)\n(.*?)```", flags=re.DOTALL)

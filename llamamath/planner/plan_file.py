@@ -200,15 +200,21 @@ def parse_plan(data: object, *, source: str = "plan") -> Plan:
     try:
         return _read(data, job, source)
     except UsageError as error:
+        raise _from(source, error) from None
+
+
+def _from(source: str, error: UsageError) -> UsageError:
+    """The error with the file's name before it."""
+    if source:
         error.message = f"{source}: {error.message}"
         error.args = (error.message,)
-        raise
+    return error
 
 
 def _read(data: Mapping[str, Any], job: Any, source: str) -> Plan:
-    one_of_versions = data.get("schema_version")
-    if one_of_versions != SCHEMA_VERSION or isinstance(one_of_versions, bool):
-        raise FieldError("schema_version", one_of_versions, str(SCHEMA_VERSION), hint="plan again with this version of llamamath")
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise FieldError("schema_version", version, str(SCHEMA_VERSION), hint="plan again with this version of llamamath")
     memory = PlannedMemory(**_values(data, "memory", _MEMORY))
     _check_memory(memory)
     time = None if data.get("time") is None else PlannedTime(**_values(data, "time", _TIME))
@@ -258,10 +264,7 @@ def _mapping(data: Mapping[str, Any], name: str, source: str = "") -> Mapping[st
     value = data.get(name)
     if not isinstance(value, Mapping):
         error = FieldError(name, value, "a mapping of keys to values", hint="`llamamath plan` writes every section")
-        if source:
-            error.message = f"{source}: {error.message}"
-            error.args = (error.message,)
-        raise error
+        raise _from(source, error)
     return value
 
 
@@ -283,10 +286,7 @@ def _only_known(data: Mapping[Any, Any], known: Iterable[str], prefix: str, sour
             error = UnknownNameError(
                 "key", prefix + str(key), [prefix + name for name in closest_names(str(key), names)], f"keys: {', '.join(names)}"
             )
-            if source:
-                error.message = f"{source}: {error.message}"
-                error.args = (error.message,)
-            raise error
+            raise _from(source, error)
 
 
 def _items(data: Mapping[str, Any], name: str, most: int = _MOST_ITEMS) -> list[Any]:

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd
 
-from llamamath.errors import FieldError, UsageError
+from llamamath.errors import FieldError, UsageError, closest_names
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.device import Device
 from llamamath.planner.fitting import NOT_YET_RUNNABLE
-from llamamath.planner.job import Job, Lora
+from llamamath.planner.job import METHODS, Job
 from llamamath.planner.job_file import parse_job
 from llamamath.planner.stack import find_stack
 from llamamath.planner.token_lengths import TokenLengths
@@ -71,8 +71,9 @@ class Request:
     attentions: tuple[str, ...] = ("sdpa",)
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise FieldError("objective", self.objective, ", ".join(OBJECTIVES))
+        for name, value, known in (("objective", self.objective, OBJECTIVES), ("method", self.method, METHODS)):
+            if value not in known:
+                raise FieldError(name, value, ", ".join(known), closest_names(value, known))
         if self.num_samples is not None and self.num_samples < 1:
             raise FieldError("num_samples", self.num_samples, "a whole number above 0")
         if not 0 < self.num_train_epochs <= 1000:
@@ -162,7 +163,7 @@ def start(request: Request, architecture: Architecture, device: Device) -> Start
     if request.method == "grpo":
         values.setdefault("num_generations", _group(effective))
     batch, steps = _batch(fixed, effective, values.get("num_generations"))
-    values |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+    values = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps} | values
     job = parse_job(_nested(values), source="plan")
     free = frozenset(name for name in (*values, *_SEARCHED) if name not in fixed)
     if job.lora is not None:
@@ -172,17 +173,8 @@ def start(request: Request, architecture: Architecture, device: Device) -> Start
     return Start(job=job, free=free, effective_batch_size=effective, notes=notes)
 
 
-_SEARCHED = (
-    "quantization",
-    "gradient_checkpointing",
-    "offload",
-    "optim",
-    "attn_implementation",
-    "steps_per_generation",
-    "lora.r",
-    "lora.lora_alpha",
-    "lora.dtype",
-)
+_SEARCHED = ("quantization", "gradient_checkpointing", "offload", "optim", "attn_implementation", "steps_per_generation")
+_SEARCHED += ("lora.r", "lora.lora_alpha", "lora.dtype")
 
 
 def attentions(request: Request, architecture: Architecture, device: Device) -> tuple[str, ...]:
@@ -210,8 +202,7 @@ def with_rank(job: Job, rank: int, free: frozenset[str]) -> Job:
     lora = job.lora
     if lora is None:
         return job
-    changed: Lora = replace(lora, r=rank, lora_alpha=2 * rank if "lora.lora_alpha" in free else lora.lora_alpha)
-    return job.changed(lora=changed)
+    return job.changed(lora=replace(lora, r=rank, lora_alpha=2 * rank if "lora.lora_alpha" in free else lora.lora_alpha))
 
 
 def _lengths(request: Request, fixed: Mapping[str, object], architecture: Architecture) -> tuple[dict[str, object], tuple[str, ...]]:

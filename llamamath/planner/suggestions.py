@@ -16,6 +16,7 @@ from llamamath.planner.job import Job
 from llamamath.planner.limits import largest
 from llamamath.planner.search_space import is_valid
 
+WORTHWHILE = 0.01
 MOST_SMALLER_MODELS = 4
 MOST_STEPS = 16
 """Changes tried one after the other for a combination."""
@@ -77,9 +78,10 @@ class _Case:
 def suggest(job: Job, architecture: Architecture, device: Device, budget: Budget | None = None, limit: int = 6) -> tuple[Suggestion, ...]:
     """Up to `limit` changes that save memory, in the order of what they give up; empty for a job that fits.
 
-    Of alternatives (smaller micro-batches, say) the mildest that fits is offered, else the one that saves most. Where no single change
-    suffices without touching what is trained (length, rank, group, model), the last suggestion is a combination that does, without
-    anything it can do without; or, if even everything together does not, what saves most. What training cannot run yet comes last.
+    What saves less than WORTHWHILE of what is missing is left out. Of alternatives (smaller micro-batches, say) the mildest that fits is
+    offered, else the one that saves most. Where no single change suffices without touching what is trained (length, rank, group, model),
+    the last suggestion is a combination that does, without anything it can do without; or, if even everything together does not, what
+    saves most. What training cannot run yet comes last.
     """
     budget = budget or Budget()
     before = need_of(job, architecture, device, budget)
@@ -113,6 +115,8 @@ def _alternatives(case: _Case, job: Job, before: Need) -> list[_Tried]:
     """The best of each group of changes, in order."""
     found = _best_of_groups(case, job, before)
     found += filter(None, (_shorter(case, job, before), _smaller_model(case, job, before)))
+    least = WORTHWHILE * case.bytes_of(before)
+    found = [item for item in found if item.fits or item.saves_bytes >= least]
     needless = [item for item in found if any(_does_with_less(other, item, job) for other in found)]
     return sorted((item for item in found if item not in needless), key=lambda item: (item.change.gives_up, -item.saves_bytes))
 

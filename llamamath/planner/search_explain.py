@@ -136,7 +136,7 @@ def _rolled_out(job: Job) -> Job:
 
 
 def neighbours(searcher: Searcher, found: ModelSearch) -> tuple[Neighbour, ...]:
-    """Jobs on the edge beside the chosen one, within the budgets: longer, larger micro-batch, less memory; faster but only expected to fit."""
+    """Jobs on the edge beside the chosen one, within the budgets; one may be faster but only expected to fit."""
     chosen = found.chosen
     if chosen is None:
         return ()

@@ -83,7 +83,10 @@ def main() -> None:
     good = [row for row in rows if "error" not in row]
     errors = [error_of(row) for row in good]
     same = sum(row["trace_phase"] == row["formula_phase"] for row in good)
-    print(f"{len(good)} of {len(rows)} jobs: mean error {sum(map(abs, errors)) / len(errors):.3%}, worst {max(errors, key=abs):+.3%}, ", end="")
+    print(
+        f"{len(good)} of {len(rows)} jobs: mean error {sum(map(abs, errors)) / len(errors):.3%}, worst {max(errors, key=abs):+.3%}, ",
+        end="",
+    )
     print(f"same peak phase {same / len(good):.1%}, more than 1 % below the trace: {sum(error < -0.01 for error in errors)}")
     if options.o:
         options.o.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -65,7 +65,11 @@ def _draw(chance: random.Random, layers: tuple[int, ...]) -> tuple[Job, Architec
     if plain:
         values |= {"stack": "transformers-5", "loss": "full"}
     if method == "grpo":
-        values |= {"max_prompt_length": chance.choice((128, 512)), "max_completion_length": chance.choice((256, 1024)), "num_generations": 2}
+        values |= {
+            "max_prompt_length": chance.choice((128, 512)),
+            "max_completion_length": chance.choice((256, 1024)),
+            "num_generations": 2,
+        }
         values |= {"beta": chance.choice((0.0, 0.04))}
         if values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] % 2:
             return None

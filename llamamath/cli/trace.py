@@ -11,7 +11,9 @@ PAGES, SNAPSHOTS = (".html", ".htm"), (".pickle", ".pkl")
 
 
 def trace(
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file: YAML, or JSON if its name ends in .json; - reads standard input.")],
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB", help="A job file: YAML, or JSON if its name ends in .json; - reads standard input.")
+    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -19,7 +21,8 @@ def trace(
         ),
     ],
     expandable: Annotated[
-        bool, typer.Option("--expandable/--no-expandable", help="The snapshot's allocator: expandable_segments, as llamamath launches training.")
+        bool,
+        typer.Option("--expandable/--no-expandable", help="The snapshot's allocator: expandable_segments, as llamamath launches training."),
     ] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Trace again even if the result is cached.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON document.")] = False,
@@ -106,7 +109,9 @@ def _print(result: Any, output: Path, json_output: bool) -> None:
     for instant in result.instants:
         marker = "  <- peak" if instant is result.peak else ""
         typer.echo(f"{instant.phase:10s} {format_bytes(instant.allocated_bytes):>10s}  {instant.detail}{marker}")
-    typer.echo(f"max_memory_allocated {format_bytes(result.allocated_bytes)}, with {format_bytes(result.unseen_allocated_bytes)} not seen by the trace")
+    typer.echo(
+        f"max_memory_allocated {format_bytes(result.allocated_bytes)}, {format_bytes(result.unseen_allocated_bytes)} of it not seen by the trace"
+    )
     source = "read from the cache" if result.from_cache else f"{result.operations:,} operations in {result.seconds:.1f} s"
     typer.echo(f"wrote {output} ({source})", err=True)
     for note in result.notes:

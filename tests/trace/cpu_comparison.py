@@ -18,7 +18,13 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.job import Job, Lora
 from llamamath.planner.trace.request import TraceRequest, request_for
 
-_SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 1000}
+_SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "vocab_size": 1000,
+}
 _COMMON: dict[str, Any] = {"name": "small", "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 4096}
 MODELS = {
     "llama": Architecture(family="llama", tie_word_embeddings=True, **_SIZES, **_COMMON),
@@ -192,7 +198,9 @@ def _real_model(request: TraceRequest, config: Any) -> Any:
                 module.in_features, module.out_features, bias=module.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4",
                 compress_statistics=nested,
             )  # fmt: skip
-            layer.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=nested, module=layer)
+            layer.weight = bnb.nn.Params4bit(
+                module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=nested, module=layer
+            )
             if module.bias is not None:
                 layer.bias = module.bias
             layer.to("cpu")

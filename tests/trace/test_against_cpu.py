@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cpu_comparison import CASES
 
 pytest.importorskip("torch")

@@ -101,5 +101,3 @@ def references() -> dict[str, int]:
 @pytest.mark.parametrize("name", REFERENCES)
 def test_reference_values(references: dict[str, int], name: str) -> None:
     assert references[name] / MIB == pytest.approx(REFERENCES[name][1], rel=0.01)
-
-

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-
 _MODE_FRAMES = frozenset({"__torch_dispatch__", "__call__", "_fn", "inner"})
 """Frames of the dispatch mode itself, between an operation and whoever called it (torch/_compile.py wraps the mode in `inner`)."""
 _HELD_BY_ENGINE = 4

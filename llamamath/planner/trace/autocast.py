@@ -12,20 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map_only
 
+_PRODUCTS = (
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "addmv",
+    "mv",
+    "addbmm",
+    "chain_matmul",
+    "einsum",
+    "prelu",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+)
 LOWER_PRECISION = frozenset(
-    {getattr(torch, name) for name in "matmul mm bmm addmm baddbmm addmv mv addbmm chain_matmul conv1d conv2d conv3d prelu einsum".split()}
-    | {getattr(torch.Tensor, name) for name in "matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm mv".split()}
+    {getattr(torch, name) for name in _PRODUCTS}
+    | {getattr(torch.Tensor, name) for name in ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "mv")}
     | {F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention}
 )
-_BOTH = "pow rsqrt exp expm1 log log1p log10 log2 cosh sinh tan acos asin reciprocal norm logsumexp renorm cosine_similarity".split()
+_POWERS = ("pow", "rsqrt", "exp", "expm1", "log", "log1p", "log10", "log2", "reciprocal", "logsumexp")
+_BOTH = (*_POWERS, "cosh", "sinh", "tan", "acos", "asin", "norm", "renorm", "cosine_similarity")
 FLOAT32 = frozenset(
     {getattr(torch, name) for name in _BOTH if hasattr(torch, name)}
     | {getattr(torch.Tensor, name) for name in _BOTH if hasattr(torch.Tensor, name)}
     | {torch.Tensor.__pow__, F.cross_entropy, F.nll_loss, F.layer_norm, F.group_norm, F.mse_loss, F.cosine_similarity, F.softplus}
 )
 FLOAT32_RESULT = frozenset(
-    {getattr(torch, name) for name in "sum prod cumsum cumprod softmax log_softmax".split()}
-    | {getattr(torch.Tensor, name) for name in "sum prod cumsum cumprod softmax log_softmax".split()}
+    {getattr(torch, name) for name in ["sum", "prod", "cumsum", "cumprod", "softmax", "log_softmax"]}
+    | {getattr(torch.Tensor, name) for name in ["sum", "prod", "cumsum", "cumprod", "softmax", "log_softmax"]}
     | {F.softmax, F.log_softmax}
 )
 _HALF = (torch.bfloat16, torch.float16)

@@ -121,7 +121,9 @@ def _answer(path: Path, code: int, tail: str) -> TraceResult:
         if code in (-9, 137):
             raise UnavailableError(f"the trace was stopped: {reason}", "it needs up to 4 GB of memory and some minutes")
         if lines and lines[-1].startswith(("ModuleNotFoundError", "ImportError", "OSError")):
-            raise UnavailableError(f"the trace cannot start: {shorten(lines[-1], 300)}", "reinstall the train extra: pip install 'llamamath[train]'")
+            raise UnavailableError(
+                f"the trace cannot start: {shorten(lines[-1], 300)}", "reinstall the train extra: pip install 'llamamath[train]'"
+            )
     failure = TraceFailedError(f"the trace failed: {shorten(str(reason), 600)}", "the formula still works; please report the job file")
     failure.detail = error.get("detail", tail) if isinstance(error, dict) else tail  # type: ignore[attr-defined]
     raise failure

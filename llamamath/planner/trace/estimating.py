@@ -117,7 +117,9 @@ def _reasons(result: TraceResult, device: Device, workspace: int, largest: int) 
     ]
     found += [f"not seen by the trace: {part.name}, {format_bytes(part.bytes)} ({part.source})" for part in result.unseen]
     if workspace:
-        found.append(f"not seen by the trace: a workspace of attention's backward of up to {format_bytes(workspace)}, in the upper bound only")
+        found.append(
+            f"not seen by the trace: a workspace of attention's backward of up to {format_bytes(workspace)}, in the upper bound only"
+        )
     if device.context_bytes is None and device.kind != "cpu":
         low, high = format_bytes(CONTEXT_LOW_BYTES), format_bytes(CONTEXT_HIGH_BYTES)
         found.append(f"CUDA context: not measured on this machine, {low} to {high}")

@@ -95,7 +95,9 @@ def _wants_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     device = kwargs.get("device")
     if device is not None and torch.device(device).type == "cpu":
         return True
-    return name == "to" and any(arg == "cpu" or (isinstance(arg, torch.device) and arg.type == "cpu") for arg in args[1:] if not isinstance(arg, torch.Tensor))
+    return name == "to" and any(
+        arg == "cpu" or (isinstance(arg, torch.device) and arg.type == "cpu") for arg in args[1:] if not isinstance(arg, torch.Tensor)
+    )
 
 
 def _to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

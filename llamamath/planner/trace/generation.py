@@ -58,7 +58,11 @@ class Generation:
         images = image_inputs(self.built.config, self.job, rows, prompt)
         mask = torch.ones_like(ids)
         self.built.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=_config(PREFILL_TOKENS), logits_processor=self._stop_after(PREFILL_TOKENS), **images
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=_config(PREFILL_TOKENS),
+            logits_processor=self._stop_after(PREFILL_TOKENS),
+            **images,
         )
 
     def _decode(self, rows: int, phase: str) -> None:

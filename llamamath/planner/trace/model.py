@@ -154,7 +154,11 @@ def _place(module: Any, placed: dict[int, Any], only: str | None = None) -> None
 
 def _quantize(job: Job, module: Any, dtype: torch.dtype) -> Any:
     compute = torch.bfloat16 if dtype == torch.float32 else dtype
-    layer = linear_8bit(module, dtype) if job.quantization == "int8" else linear_4bit(module, compute, dtype, nested=job.quantization == "nf4-dq")
+    layer = (
+        linear_8bit(module, dtype)
+        if job.quantization == "int8"
+        else linear_4bit(module, compute, dtype, nested=job.quantization == "nf4-dq")
+    )
     if module.bias is not None:
         layer._parameters["bias"] = module.bias
     return layer

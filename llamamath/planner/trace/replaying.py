@@ -21,7 +21,9 @@ _WORKSPACE_ID = -1
 
 def replayed(result: TraceResult, *, expandable: bool, capacity_bytes: int | None = None) -> Replay:
     """The whole run replayed. What only the allocator sees (workspaces) is there from the start."""
-    unseen = [alloc(_WORKSPACE_ID - index, part.bytes, f"temporary/{part.name}") for index, part in enumerate(result.unseen) if part.in_allocator]
+    unseen = [
+        alloc(_WORKSPACE_ID - index, part.bytes, f"temporary/{part.name}") for index, part in enumerate(result.unseen) if part.in_allocator
+    ]
     return replay(events_of(result.stream), expandable=expandable, capacity_bytes=capacity_bytes, initial=unseen)
 
 

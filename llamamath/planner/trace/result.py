@@ -28,7 +28,7 @@ def cublas_workspaces(capability: tuple[int, int] | None) -> Unseen:
         name="cuBLAS workspaces",
         bytes=workspace_bytes(capability),
         in_allocator=True,
-        source="two handles (the forward's thread and autograd's) of torch's default CUBLAS_WORKSPACE_CONFIG; seen on A100s in published runs",
+        source="two handles (forward's thread, autograd's) with torch's default CUBLAS_WORKSPACE_CONFIG; seen on A100s in published runs",
     )
 
 

@@ -17,9 +17,7 @@ from llamamath.units import format_bytes
 COLUMNS = 1200
 """Points along the horizontal axis: each shows the worst instant of its stretch of events."""
 WIDTH, HEIGHT = 1200, 420
-COLOURS = dict(
-    zip(COMPONENTS, ("#4e79a7", "#59a14f", "#9c755f", "#e15759", "#f28e2b", "#edc948", "#76b7b2", "#bab0ac"), strict=True)
-)
+COLOURS = dict(zip(COMPONENTS, ("#4e79a7", "#59a14f", "#9c755f", "#e15759", "#f28e2b", "#edc948", "#76b7b2", "#bab0ac"), strict=True))
 """Tableau's ten: told apart by people with any colour vision."""
 _TOP_TENSORS = 15
 Column = tuple[int, int, tuple[int, ...]]
@@ -67,7 +65,9 @@ def timeline_html(result: TraceResult, job: Job, architecture: Architecture) -> 
         svg="\n".join(parts),
         legend="".join(f'<span><i style="background:{COLOURS[name]}"></i>{name.replace("_", " ")}</span>' for name in COMPONENTS),
         tensors=_tensors(result),
-        unseen="".join(f"<li>{html.escape(part.name)}: {format_bytes(part.bytes)} ({html.escape(part.source)})</li>" for part in result.unseen),
+        unseen="".join(
+            f"<li>{html.escape(part.name)}: {format_bytes(part.bytes)} ({html.escape(part.source)})</li>" for part in result.unseen
+        ),
         versions=html.escape(", ".join(f"{name} {version}" for name, version in result.versions.items())),
         data=json.dumps(data),
         names=json.dumps([name.replace("_", " ") for name in COMPONENTS]),
@@ -161,7 +161,8 @@ _PAGE = """<!doctype html>
 body {{ font: 14px system-ui, sans-serif; margin: 24px; max-width: 1260px; color: #222; }}
 svg {{ width: 100%; height: auto; background: #fafafa; border: 1px solid #ddd; }}
 .phase, .axis {{ font-size: 11px; fill: #555; }} .peak {{ font-weight: 600; }}
-.legend span {{ margin-right: 14px; white-space: nowrap; }} .legend i {{ display: inline-block; width: 12px; height: 12px; margin-right: 4px; }}
+.legend span {{ margin-right: 14px; white-space: nowrap; }}
+.legend i {{ display: inline-block; width: 12px; height: 12px; margin-right: 4px; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: 2px 10px 2px 0; text-align: left; font-variant-numeric: tabular-nums; }}
 #at {{ min-height: 1.4em; font-variant-numeric: tabular-nums; }}
 </style></head><body>

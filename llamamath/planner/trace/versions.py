@@ -31,7 +31,9 @@ def check_versions(found: dict[str, str | None]) -> dict[str, str]:
     """`found` with every library present and supported. Raises UnavailableError (exit 3) naming those that are not."""
     missing = [name for name, version in found.items() if version is None]
     if missing:
-        raise UnavailableError(f"the trace needs {', '.join(missing)}, which is not installed" if len(missing) == 1 else _absent(missing), HINT)
+        raise UnavailableError(
+            f"the trace needs {', '.join(missing)}, which is not installed" if len(missing) == 1 else _absent(missing), HINT
+        )
     wrong = [
         f"{name} {version} (works with {' or '.join(SUPPORTED[name])})"
         for name, version in found.items()

@@ -46,7 +46,7 @@ def host_limit(device: Device, budget: Budget) -> int | None:
 
 
 def judge(estimate: Estimate, device: Device, budget: Budget | None = None) -> Verdict:
-    """The verdict on one estimate. On a machine without a GPU, device memory is RAM and the host's share comes out of it too."""
+    """The verdict on one estimate. Where RAM is the device, `fitting.verdict_on` first takes the process's own share out of the limit."""
     budget = budget or Budget()
     limit = device_limit(device, budget)
     peak = estimate.peak

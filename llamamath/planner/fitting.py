@@ -25,7 +25,7 @@ def context_of(device: Device) -> int | None:
 
 def estimate_on(job: Job, architecture: Architecture, device: Device) -> Estimate:
     """The job's memory with this device's context."""
-    return estimate(job, architecture, context_bytes=context_of(device))
+    return estimate(job, architecture, context_bytes=context_of(device), compute_capability=device.compute_capability)
 
 
 def verdict_on(found: Estimate, device: Device, budget: Budget) -> Verdict:
@@ -73,7 +73,9 @@ def shortfall_bytes(job: Job, architecture: Architecture, device: Device, budget
     """Device bytes at `high` above the limit, negative where it fits. The quick question that a search asks many times."""
     if device.kind == "cpu":
         return need_of(job, architecture, device, budget).shortfall_bytes
-    return device_bytes_at_most(job, architecture, context_bytes=context_of(device)) - device_limit(device, budget)
+    return device_bytes_at_most(
+        job, architecture, context_bytes=context_of(device), compute_capability=device.compute_capability
+    ) - device_limit(device, budget)
 
 
 def disk_bytes(job: Job, architecture: Architecture) -> int:

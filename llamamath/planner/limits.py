@@ -206,7 +206,9 @@ def _at(known: dict[int, int], number: int, scale: Scale, architecture: Architec
     if device.kind == "cpu":
         return shortfall_bytes(scale.job_at(number * scale.step), architecture, device, budget)
     if number not in known:
-        known[number] = device_bytes_at_most(scale.job_at(number * scale.step), architecture, context_bytes=context_of(device))
+        known[number] = device_bytes_at_most(
+            scale.job_at(number * scale.step), architecture, context_bytes=context_of(device), compute_capability=device.compute_capability
+        )
     return known[number] - device_limit(device, budget)
 
 

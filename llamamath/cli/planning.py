@@ -58,13 +58,15 @@ def run_plan(task: Task) -> int:
         asked = replace(request, attentions=_attentions(task.gpu))
         result = search(asked, device, task.budget, resolve_model)
         planned.append(Planned(stage=stage, result=result, plan=_plan_of(task, stage, asked, result, device)))
-    _write(planned, task)
+    paths = _write(planned, task)  # before anything is shown: if it fails, nothing is
     if task.json_output:
         print_json(_document(planned, device, looked_at))
     elif task.emit:
         _emit(planned, device, task.recipe)
     elif task.output != "-":
         _show(planned, device, looked_at, task.budget)
+    for path in paths:
+        print_progress(f"plan written to {path}")
     return 0 if all(one.result.chosen for one in planned) else 1
 
 
@@ -89,8 +91,9 @@ def _plan_of(task: Task, stage: str, request: Request, result: SearchResult, dev
     return make_plan(request, result, device, task.budget, recipe=task.recipe, stage=stage or None)
 
 
-def _write(planned: Sequence[Planned], task: Task) -> None:
+def _write(planned: Sequence[Planned], task: Task) -> list[Path]:
     """The plan files: named by -o, plan.yaml by default when people are reading; `-`: standard output. Stages get files of their own."""
+    paths = []
     from llamamath.files import write_atomically
     from llamamath.planner.plan import dump_plan
 
@@ -101,13 +104,14 @@ def _write(planned: Sequence[Planned], task: Task) -> None:
     texts = [(one.stage, dump_plan(one.plan)) for one in planned if one.plan is not None]
     if output == "-":
         print("---\n".join(text for _, text in texts), end="")
-        return
+        return []
     for stage, text in texts if output else ():
         path = Path(output)
         if len(planned) > 1:
             path = path.with_name(f"{path.stem}-{stage}{path.suffix}")
         write_atomically(path, text)
-        print_progress(f"plan written to {path}")
+        paths.append(path)
+    return paths
 
 
 def _emit(planned: Sequence[Planned], device: Device, recipe_name: str | None) -> None:

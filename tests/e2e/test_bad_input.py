@@ -58,6 +58,7 @@ TABLE: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("fit", "./truncated", *ON), ("truncated", "config.json")),
     (("fit", "./family", *ON), ("model_type", "bert")),
     (("fit", "./lies", *ON), ("num_hidden_layers",)),
+    (("fit", "./fewer", *ON), ("num_hidden_layers", "16")),
     (("fit", "./empty", *ON), ("empty", "config.json")),
     (("plan", "--objective", "speed"), ("objective", "throughput")),
     (("plan", "--hours", "nan"), ("--hours", "nan")),
@@ -88,11 +89,15 @@ def files(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"model: \xff\xfe\n")
     (tmp_path / "words.txt").write_text("100\nhundred\n")
     (tmp_path / "jobs.jsonl").write_text("{}\n")
-    for name in ("truncated", "family", "lies", "empty"):
+    for name in ("truncated", "family", "lies", "fewer", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "truncated" / "config.json").write_text(json.dumps(config())[:-40])
     (tmp_path / "family" / "config.json").write_text(json.dumps(config(model_type="bert")))
     (tmp_path / "lies" / "config.json").write_text(json.dumps(config(num_hidden_layers=-3)))
+    (tmp_path / "fewer" / "config.json").write_text(json.dumps(config(num_hidden_layers=8)))
+    weights = {f"model.layers.{layer}.mlp.up_proj.weight": "model.safetensors" for layer in range(16)}
+    index = {"metadata": {"total_size": 2_471_645_608}, "weight_map": weights}
+    (tmp_path / "fewer" / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 @pytest.mark.parametrize(("arguments", "words"), TABLE, ids=lambda value: " ".join(value))

@@ -125,7 +125,25 @@ def _lm_head(architecture: Architecture) -> Weight:
     return Weight(name="lm_head.weight", shape=(architecture.vocab_size, architecture.hidden_size), role="lm_head")
 
 
+def _qwen_weights(architecture: Architecture) -> Iterator[Weight]:
+    """Qwen 1 (`modeling_qwen.py`): only c_attn has a bias. Known for comparisons with published runs, not as a family to plan for."""
+    hidden, inner, layers = architecture.hidden_size, architecture.intermediate_size, tuple(range(architecture.num_hidden_layers))
+    layer = "transformer.h.{layer}"
+    yield Weight(name="transformer.wte.weight", shape=(architecture.vocab_size, hidden), role="embedding")
+    yield from _linear(f"{layer}.attn.c_attn", 3 * hidden, hidden, True, layers=layers)
+    yield from _linear(f"{layer}.attn.c_proj", hidden, hidden, False, layers=layers)
+    yield from _linear(f"{layer}.mlp.w1", inner, hidden, False, layers=layers)
+    yield from _linear(f"{layer}.mlp.w2", inner, hidden, False, layers=layers)
+    yield from _linear(f"{layer}.mlp.c_proj", hidden, inner, False, layers=layers)
+    for norm in ("ln_1", "ln_2"):
+        yield from _norm(f"{layer}.{norm}", hidden, layers)
+    yield from _norm("transformer.ln_f", hidden)
+
+
 def _text_weights(architecture: Architecture, prefix: str) -> Iterator[Weight]:
+    if architecture.family == "qwen":
+        yield from _qwen_weights(architecture)
+        return
     hidden, layer = architecture.hidden_size, f"{prefix}layers.{{layer}}"
     everywhere = tuple(range(architecture.num_hidden_layers))
     crossing = architecture.cross_attention_layers

@@ -20,7 +20,7 @@ from llamamath.planner.accuracy.compare import CONTRADICTION, Accuracy, compare,
 from llamamath.planner.accuracy.document import to_json
 from llamamath.planner.accuracy.fields import Measure, Missing, read_length_kind, read_measure, read_optimizer, read_precision
 from llamamath.planner.accuracy.jobs import GROUPS, Excluded, MappedRun, model_names, row_to_job
-from llamamath.planner.accuracy.models import equivalent_architecture, published_parameters
+from llamamath.planner.accuracy.models import own_architecture, published_parameters
 from llamamath.planner.accuracy.report import GENERATED, to_markdown, without_date
 from llamamath.planner.accuracy.rows import PublishedRun, parse_run, parse_runs, read_runs
 from llamamath.planner.accuracy.run import accuracy_of, card_capacity, default_runs
@@ -28,6 +28,7 @@ from llamamath.planner.accuracy.software import nearest_stack, software_of, vers
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate, HostMemory, Peak
 from llamamath.planner.job import ALL_LINEAR, Job
+from llamamath.planner.parameters import count_parameters
 from llamamath.units import GIB, MIB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,7 +199,9 @@ def test_litgpt_names_and_pure_bfloat16() -> None:
     lora = row.job.lora
     assert lora is not None and lora.target_modules == ("q_proj", "v_proj") and lora.dtype == "bfloat16" and lora.lora_dropout == 0.05
     assert (row.job.optim, row.job.quantization, row.job.mixed_precision) == ("paged_adamw_32bit", "nf4", False)
-    assert (row.group, row.job.loss) == ("D", "chunked") and "litgpt-code" in row.caveats
+    assert (row.group, row.job.loss, row.job.stack) == ("D", "chunked", "litgpt-2024")
+    old = mapped(source="", framework="lit-gpt 8641822", dtype="bf16-true", method="full", quant="none", seq_len_kind="EXACT", attn="sdpa")
+    assert (old.job.stack, old.job.loss) == ("litgpt-2023", "full")
 
 
 def test_torchtune_chunked_loss_and_offloading() -> None:
@@ -210,7 +213,7 @@ def test_torchtune_chunked_loss_and_offloading() -> None:
     assert row.job.lora is not None
     assert row.job.lora.target_modules == ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert (row.job.offload, row.job.loss, row.job.optim) == (("checkpoints",), "chunked", "adamw_torch_fused")
-    assert {"torch-compile", "torchtune-logits", "active-bytes"} <= set(row.caveats)
+    assert row.job.stack == "torchtune-0.4-compile" and {"torch-compile", "active-bytes"} <= set(row.caveats)
     assert excluded(source="", framework="torchtune ~0.4", flags={"optimizer_in_bwd": True}) == "optimizer a Job cannot describe"
 
 
@@ -221,9 +224,9 @@ def test_qwen_names_and_ms_swift_defaults() -> None:
         "measure": "torch.cuda.max_memory_reserved", "flags": {},
     }  # fmt: skip
     row = mapped(**swift)
-    assert row.job.lora is not None and row.job.lora.target_modules == ("q_proj", "k_proj", "v_proj")
+    assert row.job.lora is not None and row.job.lora.target_modules == ("c_attn",)
     assert (row.job.quantization, row.job.lora.dtype, row.job.mixed_precision, row.group) == ("nf4-dq", "float32", True, "C")
-    assert row.architecture.family == "qwen2" and "qwen1-code" in row.caveats and "length-reached" in row.caveats
+    assert row.architecture.family == "qwen" and row.job.stack == "transformers-4.36" and "length-reached" in row.caveats
     assert row.job.padding is False
     linears = mapped(**swift | {"lora_targets": ["c_attn", "c_proj", "w1", "w2"], "quant": "none"})
     assert linears.job.lora is not None and linears.job.lora.target_modules == ALL_LINEAR and linears.job.lora.dtype == "bfloat16"
@@ -311,13 +314,10 @@ def test_model_names_drop_remarks_and_upload_suffixes() -> None:
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen-1_8B-Chat", "Qwen/Qwen-7B", "Qwen/Qwen-14B-Chat", "Qwen/Qwen-72B"])
-def test_qwen1_stand_ins_have_the_published_number_of_parameters(name: str) -> None:
-    architecture = equivalent_architecture(name)
-    assert architecture is not None and equivalent_architecture("Qwen/Qwen2-7B") is None
-    hidden, layers = architecture.hidden_size, architecture.num_hidden_layers
-    attention = 4 * hidden * hidden + 3 * hidden
-    layer = attention + 3 * hidden * architecture.intermediate_size + 2 * hidden
-    assert layers * layer + 2 * architecture.vocab_size * hidden + hidden == published_parameters(name)
+def test_qwen1_has_the_published_number_of_parameters(name: str) -> None:
+    architecture = own_architecture(name)
+    assert architecture is not None and own_architecture("Qwen/Qwen2-7B") is None
+    assert count_parameters(architecture) == published_parameters(name)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from llamamath.planner.accuracy.fields import (
     read_quantization,
     read_targets,
 )
-from llamamath.planner.accuracy.models import equivalent_architecture
+from llamamath.planner.accuracy.models import own_architecture, own_modules
 from llamamath.planner.accuracy.rows import PublishedRun
 from llamamath.planner.accuracy.software import Software, software_of
 from llamamath.planner.architecture import Architecture
@@ -105,6 +105,9 @@ def _map(run: PublishedRun, resolve: Resolver) -> MappedRun | Missing:
         if isinstance(result, Missing):
             return result
     assert isinstance(found, Architecture) and isinstance(job, tuple)
+    if job[0].lora is not None:
+        targets = own_modules(found, job[0].lora.target_modules)
+        job = (job[0].changed(lora=replace(job[0].lora, target_modules=targets)), job[1])
     length_kind = read_length_kind(run)
     return MappedRun(
         run=run,
@@ -168,7 +171,7 @@ def _architecture(run: PublishedRun, software: Software, resolve: Resolver) -> A
     if run.model is None:
         return Missing(reason="model not stated")
     for name in model_names(run.model):
-        architecture = equivalent_architecture(name)
+        architecture = own_architecture(name)
         if architecture is None:
             try:
                 architecture = resolve(name)

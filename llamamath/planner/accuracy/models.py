@@ -1,4 +1,4 @@
-"""Models of old published runs whose code is not transformers' own, as the family whose layer has the same shape. For comparisons only.
+"""Models of old published runs whose code is not transformers' own: Qwen 1. For comparisons only.
 
 They are not profiles: nothing can be planned or trained under these names here.
 """
@@ -16,18 +16,23 @@ _QWEN1 = {  # size: (hidden, half of the published intermediate_size, layers, he
     "72b": (8192, 24576, 80, 64, 152064, 72_287_920_128),
 }
 """config.json of huggingface.co/Qwen/Qwen-1_8B, -7B, -14B and -72B (read 2026-11-21). Their `intermediate_size` counts w1 and w2 together;
-c_attn is the fused q, k, v with biases, and nothing else has one: with these sizes the shapes of Qwen2 add up to the published counts."""
+c_attn is the fused q, k, v with biases, and nothing else has one (`parameters.py`)."""
+
+_QWEN1_MODULES = {
+    "q_proj": "c_attn", "k_proj": "c_attn", "v_proj": "c_attn", "o_proj": "c_proj",
+    "up_proj": "w1", "gate_proj": "w2", "down_proj": "c_proj",
+}  # fmt: skip
 
 
-def equivalent_architecture(name: str) -> Architecture | None:
-    """The stand-in for a model with code of its own, or None: Qwen 1 (`Qwen/Qwen-7B-Chat`) as the Qwen2 of that size."""
+def own_architecture(name: str) -> Architecture | None:
+    """A model with code of its own, or None: Qwen 1 (`Qwen/Qwen-7B-Chat`)."""
     match = re.fullmatch(r"qwen/qwen-(\d+(?:_\d)?b)(-chat)?", name.strip().lower())
     sizes = _QWEN1.get(match.group(1)) if match else None
     if sizes is None:
         return None
     hidden, intermediate, layers, heads, vocabulary, _ = sizes
     return Architecture(
-        family="qwen2",
+        family="qwen",
         name=name,
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -38,12 +43,18 @@ def equivalent_architecture(name: str) -> Architecture | None:
         head_dim=hidden // heads,
         tie_word_embeddings=False,
         max_position_embeddings=8192,
-        attention_bias=True,
     )
 
 
+def own_modules(architecture: Architecture, targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """LoRA targets in the model's own names; transformers' models already have them."""
+    if architecture.family != "qwen" or isinstance(targets, str):
+        return targets
+    return tuple(dict.fromkeys(_QWEN1_MODULES.get(name, name) for name in targets))
+
+
 def published_parameters(name: str) -> int | None:
-    """The published parameter count of a stand-in's original, for the test that the shapes add up."""
+    """The published parameter count of such a model, for the test that the shapes add up."""
     match = re.fullmatch(r"qwen/qwen-(\d+(?:_\d)?b)(-chat)?", name.strip().lower())
     sizes = _QWEN1.get(match.group(1)) if match else None
     return None if sizes is None else sizes[5]

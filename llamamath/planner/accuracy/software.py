@@ -113,7 +113,7 @@ def _qwen_repository(run: PublishedRun) -> Software | str:
     return Software(
         name="Qwen's finetune.py",
         relation="hugging face",
-        stack="transformers-4.45",
+        stack="transformers-4.36",
         adapter_dtype="float32",
         lora_dropout=0.05,
         use_reentrant=True,
@@ -129,7 +129,7 @@ def _swift(run: PublishedRun) -> Software:
     return Software(
         name="ms-swift",
         relation="hugging face",
-        stack="transformers-4.45",
+        stack="transformers-4.36",
         adapter_dtype="bfloat16",
         lora_dropout=0.05,
         mixed_precision=True,
@@ -155,36 +155,31 @@ def _trl(run: PublishedRun) -> Software:
 
 
 def _litgpt(run: PublishedRun) -> Software:
-    # Lightning-AI/litgpt at 8641822: finetune/lora.py (dropout 0.05, bf16-true, no mask, lm_head and loss in chunks of 128 tokens);
-    # bitsandbytes 0.41.1, from 2024 on 0.42.0 (pyproject.toml)
-    quantization = (run.quant or "").lower()
+    # Lightning-AI/litgpt: finetune/lora.py (dropout 0.05, bf16-true, no mask, lm_head and loss in chunks of 128 tokens) and full.py;
+    # `lit-gpt` until its renaming in March 2024
+    old = re.search(r"lit[-_]gpt", run.framework.lower()) is not None
     return Software(
         name="LitGPT",
         relation="other",
-        stack="trl-1.16",
+        stack="litgpt-2023" if old else "litgpt-2024",
         adapter_dtype="bfloat16",
         quantized_adapter_dtype="bfloat16",
         lora_dropout=0.05,
-        loss="chunked",
-        caveats=("litgpt-code", "litgpt-logits") + (() if quantization in ("", "none") else ("bnb-keeps-inputs", "litgpt-quantized-head")),
+        loss="full" if run.method.lower().startswith("full") else "chunked",
     )
 
 
 def _torchtune(run: PublishedRun) -> Software:
     # pytorch/torchtune at 1814feb17: recipes/*_single_device.py and their yaml files (lora_dropout 0, pure bf16, causal without a mask)
-    chunked = run.flag("chunked_ce")
-    quantized = ("torchao-nf4",) if "nf4" in (run.quant or "") else ()
+    compiled = run.flag("compile")
     return Software(
         name="torchtune",
         relation="other",
-        stack="trl-1.16" if chunked else "transformers-5",
+        stack="torchtune-0.4-compile" if compiled else "torchtune-0.4",
         adapter_dtype="bfloat16",
         quantized_adapter_dtype="bfloat16",
-        loss="chunked" if chunked else "full",
-        caveats=("torchtune-code",)
-        + (("torchtune-logits",) if chunked else ())
-        + (("torch-compile",) if run.flag("compile") else ())
-        + quantized,
+        loss="chunked" if run.flag("chunked_ce") else "full",
+        caveats=(("torch-compile",) if compiled else ()) + (("torchao-nf4",) if "nf4" in (run.quant or "") else ()),
     )
 
 

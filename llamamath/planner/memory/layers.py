@@ -23,6 +23,9 @@ class Cache:
 class DecoderLayer:
     """The layers of one model under one set of settings, for `rows` query tokens."""
 
+    down_projection = "down_proj"
+    """The MLP's last linear."""
+
     def __init__(self, graph: Graph, architecture: Architecture, settings: Settings) -> None:
         self.graph = graph
         self.architecture = architecture

@@ -299,12 +299,12 @@ def split(g: Graph, x: Value, *numels: Size) -> list[Value]:
     """`x.split(...)`: views; one backward for all of them concatenates their gradients."""
     parts = [Value(x.buffer, numel, x.width) for numel in numels]
     if g.needs_grad(x):
-        whole, width = x.numel, x.width
+        whole, width, count = x.numel, x.width, len(numels)
         received: list[Value] = []
 
         def backward(grad: Value) -> Sequence[Value | None]:
             received.append(grad)
-            if len(received) < len(parts):
+            if len(received) < count:
                 return (None,)
             joined = g.allocate(whole, width)
             received.clear()

@@ -23,11 +23,13 @@ def litgpt_chunked(head: Head, hidden: Value) -> Value:
     """lm_head and loss in chunks; the loop keeps all logits in float32, the graph a log-softmax of each.
 
     forward: 2 bytes per logit while lm_head runs (a 4-bit one dequantised on top), 2 + 4 when Fabric converts its outputs, 4 + 4 in the
-    loss; backward: those 8 and one chunk's gradients, then two gradients of the hidden states (the chunks', and their concatenation).
+    loss. backward, by descending age: the losses of all chunks (their gradients take the log-softmaxes' place), then all casts, then
+    lm_head with 4 + 2 bytes per logit left; at its end the chunks' gradients of the hidden states, and their concatenation.
     """
     g, s, a = head.graph, head.settings, head.architecture
     numel, width = hidden.numel, hidden.width
     logits = head.logits(Value(hidden.buffer, numel, width))
+    count = logits.numel
     wide = _logits_in(head, logits, 4)
     del logits
     g.held.append(wide)
@@ -38,12 +40,17 @@ def litgpt_chunked(head: Head, hidden: Value) -> Value:
 
     def backward(grad: Value) -> Sequence[Value | None]:
         chunk = [g.allocate(TILE, 4, LOGITS), g.allocate(TILE, 4, LOGITS)]
-        narrowed = g.allocate(TILE, width, LOGITS)
+        saved.pop(0)
         chunk.clear()
+        wide_gradients = g.allocate(count, 4, LOGITS)
+        narrowed = g.allocate(TILE, width, LOGITS)
+        del wide_gradients, narrowed
+        gradients = g.allocate(count, width, LOGITS)
         weight = head.project.dequantized(a.vocab_size * a.hidden_size) if s.quantized_head else None
-        del weight, narrowed
-        saved.clear()
+        del weight
         parts = g.allocate(numel, width)
+        saved.clear()
+        del gradients
         joined = g.allocate(numel, width)
         del parts
         return (joined,)

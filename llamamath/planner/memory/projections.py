@@ -40,13 +40,14 @@ class Projections:
         s = self.settings
         quantized = s.quantized
         if not s.adapts(module, tower):
-            return self._base(x, rows, in_features, out_features, quantized)
+            return self.base(x, rows, in_features, out_features)
         if s.fused and quantized and module in FUSED_MODULES:
             return self._fused_lora(x, rows, in_features, out_features)
-        return self._with_adapter(x, self._base(x, rows, in_features, out_features, quantized), rows, in_features, out_features, quantized)
+        return self._with_adapter(x, self.base(x, rows, in_features, out_features), rows, in_features, out_features, quantized)
 
-    def _base(self, x: Value, rows: Size, in_features: int, out_features: int, quantized: bool) -> Value:
-        if not quantized:
+    def base(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
+        """The linear without its adapter, quantised if the model is."""
+        if not self.settings.quantized:
             return self.linear(x, rows * out_features, self.weight(in_features * out_features))
         if self.settings.quantization == "int8":
             return self._linear8bit(x, rows, in_features, out_features)
@@ -56,7 +57,8 @@ class Projections:
         g, s = self.graph, self.settings
         width = result.width
         if quantized:
-            result = ops.clone(g, result)
+            if s.layers == "transformers":  # PEFT's quantised layers; others add to the product itself
+                result = ops.clone(g, result)
             if not s.autocast:
                 x = ops.cast(g, x, s.adapter_width)
         else:
@@ -64,8 +66,8 @@ class Projections:
         if s.dora:
             total = self._dora(x, result, rows, in_features, out_features, quantized)
             return total if quantized and s.autocast else ops.cast(g, total, width)
-        down = self.linear(ops.dropout(g, x) if s.dropout else x, rows * s.rank, self._adapter(in_features * s.rank))
-        up = self.linear(down, rows * out_features, self._adapter(out_features * s.rank))
+        down = self.linear(ops.dropout(g, x) if s.dropout else x, rows * s.rank, self.adapter(in_features * s.rank))
+        up = self.linear(down, rows * out_features, self.adapter(out_features * s.rank))
         del down
         branch = ops.scale(g, up)
         del up
@@ -75,7 +77,8 @@ class Projections:
         del result, branch
         return ops.cast(g, total, width)
 
-    def _adapter(self, numel: int) -> Value:
+    def adapter(self, numel: int) -> Value:
+        """A trainable matrix of an adapter."""
         s = self.settings
         self.trainable_bytes += numel * s.adapter_width
         return Value(None, numel, s.adapter_width, self.graph.parameter(s.accumulating))
@@ -200,10 +203,10 @@ class Projections:
         if s.dropout:
             x = ops.dropout(g, x)
             base = self.linear(x, rows * out_features, Value(None, numel, x.width))
-        magnitude = Value(None, out_features, 4, self._adapter(out_features).node)
+        magnitude = Value(None, out_features, 4, self.adapter(out_features).node)
         scaled_base = ops.mul_vector(g, base, magnitude)
-        down = self.linear(x, rows * s.rank, self._adapter(in_features * s.rank))
-        up = self.linear(down, rows * out_features, self._adapter(out_features * s.rank))
+        down = self.linear(x, rows * s.rank, self.adapter(in_features * s.rank))
+        up = self.linear(down, rows * out_features, self.adapter(out_features * s.rank))
         del down
         branch = ops.mul_vector(g, up, magnitude)
         del up
@@ -232,7 +235,7 @@ class Projections:
         dropped = g.allocate(x.numel, 2) if s.dropout else x
         branch = [g.allocate(rows * s.rank, 2), g.allocate(rows * out_features, 2)]
         branch.clear()
-        adapters = (self._adapter(in_features * s.rank), self._adapter(out_features * s.rank))
+        adapters = (self.adapter(in_features * s.rank), self.adapter(out_features * s.rank))
         if g.needs_grad(x, *adapters):
             g.save(2)
             saved = [x, dropped]

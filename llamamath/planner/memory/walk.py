@@ -14,8 +14,9 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.memory import ops
 from llamamath.planner.memory.autograd import Graph, Value
 from llamamath.planner.memory.heads import Head
-from llamamath.planner.memory.layers import Cache, DecoderLayer
-from llamamath.planner.memory.ledger import KV_CACHE, LOGITS, TEMPORARY, Buffer, Instant, Ledger
+from llamamath.planner.memory.layers import Cache
+from llamamath.planner.memory.ledger import ACTIVATION, KV_CACHE, LOGITS, TEMPORARY, Buffer, Instant, Ledger
+from llamamath.planner.memory.other_layers import decoder_layer
 from llamamath.planner.memory.polynomial import CACHED, LENGTH, MASK, ROWS, TOKENS, VISION, Size
 from llamamath.planner.memory.settings import Settings
 from llamamath.planner.memory.vision import VisionTower
@@ -32,9 +33,11 @@ class Walk:
         self.settings = settings
         self.ledger = Ledger()
         self.graph = Graph(self.ledger)
-        self.layers = DecoderLayer(self.graph, architecture, settings)
+        self.layers = decoder_layer(self.graph, architecture, settings)
         self.vision: Value | None = None
         self._stops: dict[str, int] = {}
+        self.kept_between: Size = 0
+        """What layers that were extrapolated add to `graph.kept`."""
         width = settings.embedding_width
         numel = architecture.vocab_size * architecture.hidden_size
         self.embedding = Value(None, numel, width)
@@ -49,6 +52,7 @@ class Walk:
         """Forward, loss and backward of one micro-batch. DPO's reference forward runs while the policy's graph is alive."""
         g, s, ledger = self.graph, self.settings, self.ledger
         ledger.enter("forward")
+        last_graph = [Buffer(ledger, self._kept_by_a_graph(), ACTIVATION)] if s.keeps_last_graph else []
         inputs = [g.allocate(TOKENS, 8 * (6 if s.method == "grpo" else 3))]
         cast_cache = [Buffer(ledger, self.autocast_cache_bytes(), TEMPORARY)]
         hidden, shared = self._backbone()
@@ -59,6 +63,7 @@ class Walk:
             self.score()
             ledger.enter("forward")
         cast_cache.clear()
+        last_graph.clear()
         if not s.checkpointing:
             shared.clear()
         ledger.enter("backward")
@@ -77,7 +82,7 @@ class Walk:
         g.grad_enabled = False
         inputs = g.allocate(TOKENS, 8 * 3)
         cast_cache = Buffer(self.ledger, self.autocast_cache_bytes(without_gradients=True), TEMPORARY)
-        kept, self.layers = self.layers, DecoderLayer(g, self.architecture, settings)
+        kept, self.layers = self.layers, decoder_layer(g, self.architecture, settings)
         hidden, shared = self._backbone()
         self._head(settings).loss(hidden)
         self.layers = kept
@@ -152,6 +157,14 @@ class Walk:
         del wide
 
     # -- the model
+
+    def _kept_by_a_graph(self) -> Size:
+        """What quantised layers keep of one micro-batch outside autograd's saved tensors, which no backward frees: their inputs."""
+        scratch = Walk(self.architecture, self.settings)
+        kept: list[Value] = []
+        scratch.graph.kept = kept
+        scratch._head(scratch.settings).loss(scratch._backbone()[0])
+        return _distinct(kept) + scratch.kept_between
 
     def autocast_cache_bytes(self, *, without_gradients: bool = False) -> int:
         """2-byte casts of trained fp32 weights, which autocast keeps until it exits. In a forward with gradients and without
@@ -288,7 +301,7 @@ class Walk:
         if s.reentrant or self.architecture.post_norms:
             return []
         early = [self.graph.allocate(numel, width)] if self.architecture.scaled_residual else []
-        if s.adapts("down_proj"):
+        if s.adapts(self.layers.down_projection):
             widened = not s.quantized and not s.autocast and s.adapter_width > width
             early.append(self.graph.allocate(numel, s.adapter_width if widened else width))
             if widened:
@@ -313,9 +326,10 @@ class Walk:
         """`count` layers: one walked, and a buffer for what the others retain, freed (and their gradients left) in backward."""
         g, ledger = self.graph, self.ledger
         before = list(ledger.live)
-        trainable = self.layers.project.trainable_bytes
+        trainable, kept = self.layers.project.trainable_bytes, len(g.kept or ())
         hidden = self._layer_in_place(kind, box)
         trainable = self.layers.project.trainable_bytes - trainable
+        self.kept_between += _distinct((g.kept or [])[kept:]) * (count - 1)
         retained = [now - then for now, then in zip(ledger.live, before, strict=True)]
         held = [Buffer(ledger, amount * (count - 1), index) for index, amount in enumerate(retained) if amount > 0]
         if hidden.node is None:
@@ -329,6 +343,12 @@ class Walk:
             return (grad,)
 
         return g.attach(out, (hidden,), backward)
+
+
+def _distinct(values: list[Value]) -> Size:
+    """Bytes of the tensors in `values`, each counted once."""
+    sizes = {id(value.buffer): value.numel * value.width for value in values if value.buffer is not None}
+    return sum(sizes.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def _print(result: Any, output: Path, json_output: bool) -> None:
         marker = "  <- peak" if instant is result.peak else ""
         typer.echo(f"{instant.phase:10s} {format_bytes(instant.allocated_bytes):>10s}  {instant.detail}{marker}")
     typer.echo(
-        f"max_memory_allocated {format_bytes(result.allocated_bytes)}, {format_bytes(result.unseen_allocated_bytes)} of it not seen by the trace"
+        f"max_memory_allocated {format_bytes(result.allocated_bytes)}, of it unseen: {format_bytes(result.unseen_allocated_bytes)}"
     )
     source = "read from the cache" if result.from_cache else f"{result.operations:,} operations in {result.seconds:.1f} s"
     typer.echo(f"wrote {output} ({source})", err=True)

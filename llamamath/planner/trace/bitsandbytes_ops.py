@@ -37,9 +37,8 @@ def emulations(tracker: StorageTracker, request: TraceRequest) -> dict[str, Emul
             a = a.contiguous()
             return torch.empty((*a.shape[:-1], outer), dtype=a.dtype, device=a.device)
         if absmax_8bit is not None:
-            dequantised = torch.empty_like(absmax_8bit, dtype=torch.float32)
-            absmax = dequantised + absmax_offset  # noqa: F841 - alive beside the weight
-        weight = torch.empty(tuple(shape), dtype=a.dtype, device=a.device)
+            absmaxes = dequantised_absmax(absmax_8bit, absmax_offset)  # noqa: F841 - alive beside the weight
+        weight = dequantised_weight(shape, a)
         return aten.linear(a, weight, bias)
 
     def vectorwise_quant(a: Any, threshold: float = 0.0) -> Any:
@@ -55,7 +54,7 @@ def emulations(tracker: StorageTracker, request: TraceRequest) -> dict[str, Emul
         return rows, statistics, columns
 
     def scaled_mm(a: Any, b: Any, row_stats: Any, col_stats: Any, bias: Any = None, dtype: Any = None) -> Any:
-        product = torch.empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32, device=a.device)
+        product = integer_product(a, b)
         out = torch.empty_like(product, dtype=torch.float16)
         if bias is not None and bias.dtype != torch.float16:
             out.add_(bias)
@@ -72,6 +71,22 @@ def emulations(tracker: StorageTracker, request: TraceRequest) -> dict[str, Emul
             "bitsandbytes::int8_mixed_scaled_mm": mixed_scaled_mm,
         }
     return table
+
+
+def dequantised_absmax(quantised: Any, offset: Any) -> Any:
+    """The nested absmax dequantised, and with its offset: `_dequant_linear_fallback` names both until it returns."""
+    plain = torch.empty_like(quantised, dtype=torch.float32)
+    return plain, plain + offset
+
+
+def dequantised_weight(shape: Any, like: Any) -> Any:
+    """The weight in the compute dtype, for one product."""
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+
+
+def integer_product(a: Any, b: Any) -> Any:
+    """int32 [rows, out] of an 8-bit product, before it is scaled."""
+    return torch.empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32, device=a.device)
 
 
 def _fused_kernel_rule() -> Any:

@@ -69,7 +69,7 @@ class Classifier:
         return " < ".join(places), ours
 
 
-_TEMPORARY_PLACES = frozenset({"gemm_4bit", "dequantize_4bit", "cast_weight"})
+_TEMPORARY_PLACES = frozenset({"dequantised_weight", "dequantised_absmax", "integer_product", "cast_weight"})
 """Functions of ours whose buffers exist only while a kernel runs, or are copies that autocast keeps."""
 
 

@@ -8,7 +8,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,14 +46,16 @@ def test_version(call: Call) -> None:
     assert call("--version") == Answer(0, f"llamamath {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help"), ("plan", "--help")])
-def test_help_is_quick(arguments: tuple[str, ...]) -> None:
-    seconds = []
+@pytest.mark.parametrize(("arguments", "most_seconds"), [(("--help",), 0.3), (("fit", "--help"), 0.5), (("plan", "--help"), 0.5)])
+def test_help_is_quick(arguments: tuple[str, ...], most_seconds: float) -> None:
+    """Processor time, which other work on the machine changes little: the best of five."""
+    spent = []
     for _ in range(5):
-        began = time.perf_counter()
+        before = os.times()
         assert process(*arguments).code == 0
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.3 + 0.1, f"{min(seconds):.2f} s, of which 0.1 may be this test's own process handling"
+        after = os.times()
+        spent.append(after.children_user - before.children_user + after.children_system - before.children_system)
+    assert min(spent) < most_seconds
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.random_jobs import random_job
-from llamamath.planner.job_text import job_to_dict
+from llamamath.planner.job_files.job_text import job_to_dict
 from llamamath.planner.memory import estimate
 from llamamath.planner.trace.batch import trace_many
 from llamamath.planner.trace.request import request_for

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from llamamath.planner.architecture import Architecture
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.job import Job, Lora
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.trace.request import why_not
 
 MODELS = {

@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator
 
 from llamamath.planner.budget import Budget
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.job import Job
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.probe.devices import device_for
-from llamamath.planner.request import Request, start
-from llamamath.planner.search_model import Searcher
-from llamamath.planner.search_space import frames, micro_batches, optimizers, rollouts
+from llamamath.planner.search.model import Searcher
+from llamamath.planner.search.request import Request, start
+from llamamath.planner.search.space import frames, micro_batches, optimizers, rollouts
 
 PROMISED_JOBS_PER_SECOND = 10_000
 COMPLETION_LENGTHS = range(256, 4352, 64)

@@ -22,7 +22,7 @@ def fit_jobs(path: str, device: Device, budget: Budget, suggestions: int, *, jso
 
     Exit code: 2 if any line was bad, else 1 if any job does not fit or is tight, else 0.
     """
-    from llamamath.planner.job_file import read_jobs_jsonl
+    from llamamath.planner.job_files.job_file import read_jobs_jsonl
 
     resolve = _Models()
     code = ALL_FIT
@@ -47,7 +47,7 @@ class _Models:
         self.found: dict[str, Architecture | LlamamathError] = {}
 
     def __call__(self, job: Job) -> Architecture:
-        from llamamath.planner.config_file import resolve_model
+        from llamamath.planner.model_files.config_file import resolve_model
 
         if job.model not in self.found:
             try:

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from llamamath.cli.job_sources import SourcedJob
     from llamamath.planner.budget import Budget
     from llamamath.planner.device import Device
-    from llamamath.planner.limits import LargestResult
+    from llamamath.planner.fit.limits import LargestResult
 
 UNITS = {"context": "tokens of context", "batch": "sequences per micro-batch", "group": "completions per prompt"}
 
 
 def fit_largest(what: str, sourced: SourcedJob, device: Device, budget: Budget, *, json_output: bool) -> int:
     """Find and show it. Exit code 1 if not even the smallest fits."""
-    from llamamath.planner.config_file import resolve_model
-    from llamamath.planner.limits import largest
+    from llamamath.planner.fit.limits import largest
+    from llamamath.planner.model_files.config_file import resolve_model
 
     architecture = resolve_model(sourced.job.model)
     found = largest(what, sourced.job, architecture, device, budget)
@@ -32,7 +32,7 @@ def fit_largest(what: str, sourced: SourcedJob, device: Device, budget: Budget, 
 
 
 def _document(found: LargestResult, device: Device, budget: Budget) -> dict[str, object]:
-    from llamamath.planner.fitting import verdict_on
+    from llamamath.planner.fit.fitting import verdict_on
 
     fit = None
     if found.job is not None and found.estimate is not None:
@@ -54,7 +54,7 @@ def _print(found: LargestResult, sourced: SourcedJob, device: Device, budget: Bu
 
     from llamamath.cli.show_job import title_of
     from llamamath.cli.show_memory import print_memory
-    from llamamath.planner.fitting import verdict_on
+    from llamamath.planner.fit.fitting import verdict_on
     from llamamath.units import format_bytes
 
     console = people()

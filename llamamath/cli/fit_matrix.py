@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from llamamath.cli.job_sources import Layer
     from llamamath.planner.budget import Budget
     from llamamath.planner.device import Device
+    from llamamath.planner.fit.limits import MatrixCell, MatrixRow
     from llamamath.planner.job import Job
-    from llamamath.planner.limits import MatrixCell, MatrixRow
 
 DEFAULT_MODELS = (
     "meta-llama/Llama-3.2-1B-Instruct",
@@ -40,8 +40,8 @@ def fit_matrix(
 ) -> int:
     """Judge every model on every GPU. Exit code 1 only if nothing fits anywhere."""
     from llamamath.cli.job_sources import Layer, combine, file_layer
-    from llamamath.planner.config_file import resolve_model
-    from llamamath.planner.limits import matrix
+    from llamamath.planner.fit.limits import matrix
+    from llamamath.planner.model_files.config_file import resolve_model
 
     devices = _devices(gpus, budget, use_total)
     layers = [flags, *([file_layer(job)] if job else [])]
@@ -73,7 +73,7 @@ def _devices(gpus: Sequence[str], budget: Budget, use_total: bool) -> list[Devic
 
 
 def _document(rows: Sequence[MatrixRow], devices: Sequence[Device], template: Job) -> dict[str, object]:
-    from llamamath.planner.job_text import job_to_dict
+    from llamamath.planner.job_files.job_text import job_to_dict
 
     def cell(found: MatrixCell) -> dict[str, object]:
         return {

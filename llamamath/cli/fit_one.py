@@ -37,7 +37,7 @@ class Shown:
 
 def judge_sourced(sourced: SourcedJob, device: Device, budget: Budget, shown: Shown) -> Judged:
     """The verdict on a job whose values have origins."""
-    from llamamath.planner.config_file import resolve_model
+    from llamamath.planner.model_files.config_file import resolve_model
 
     return judge_job(sourced.job, resolve_model(sourced.job.model), device, budget, sourced.origins, suggestions=shown.suggestions)
 
@@ -73,7 +73,7 @@ def print_judged(console: Console, judged: Judged, *, shown_suggestions: bool = 
     from llamamath.cli.show_memory import print_memory
     from llamamath.cli.show_verdict import print_figures, print_suggestions, print_verdict
     from llamamath.planner.budget import host_limit
-    from llamamath.planner.fitting import not_runnable
+    from llamamath.planner.fit.fitting import not_runnable
 
     print_paragraph(console, title_of(judged.job, judged.architecture.name), style="bold")
     print_verdict(console, judged.estimate, judged.verdict, judged.device, host_limit(judged.device, judged.budget))
@@ -111,9 +111,9 @@ def _print_recipe(recipe: Recipe, judged: list[tuple[Stage, Judged]], device: De
 
 def _as_published(recipe: Recipe, device: Device) -> tuple[Stage, Estimate, Architecture]:
     """The recipe's stage that needs most memory, without anybody's flags: what the paper's figures are compared with."""
-    from llamamath.planner.config_file import resolve_model
-    from llamamath.planner.fitting import estimate_on
-    from llamamath.planner.job_file import parse_job
+    from llamamath.planner.fit.fitting import estimate_on
+    from llamamath.planner.job_files.job_file import parse_job
+    from llamamath.planner.model_files.config_file import resolve_model
 
     found = []
     for stage in recipe.stages:

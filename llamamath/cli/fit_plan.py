@@ -19,8 +19,8 @@ def fit_plan(path: str, device: Device, budget: Budget, shown: Shown) -> int:
     from dataclasses import replace
 
     from llamamath.cli.fit_one import print_judged
-    from llamamath.planner.config_file import resolve_model
-    from llamamath.planner.plan import changed_versions, load_plan
+    from llamamath.planner.model_files.config_file import resolve_model
+    from llamamath.planner.plan.plan import changed_versions, load_plan
     from llamamath.units import format_bytes
 
     plan = load_plan(path)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from llamamath.errors import UsageError, shorten
 from llamamath.planner.job import Job
-from llamamath.planner.job_file import parse_job
-from llamamath.planner.job_text import job_to_dict
-from llamamath.planner.yaml_json import parse_json, parse_yaml, read_text
+from llamamath.planner.job_files.job_file import parse_job
+from llamamath.planner.job_files.job_text import job_to_dict
+from llamamath.planner.job_files.yaml_json import parse_json, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from llamamath.profiles.recipes import Recipe, Stage

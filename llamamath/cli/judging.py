@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from llamamath.planner.architecture import Architecture
     from llamamath.planner.device import Device
     from llamamath.planner.estimate import Estimate
+    from llamamath.planner.fit.suggestions import Suggestion
     from llamamath.planner.job import Job
-    from llamamath.planner.suggestions import Suggestion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +45,13 @@ def judge_job(
     job: Job, architecture: Architecture, device: Device, budget: Budget, origins: Mapping[str, str] | None = None, *, suggestions: int = 6
 ) -> Judged:
     """Estimate and judge; at most so many suggestions, and only where something has to change."""
-    from llamamath.planner.fitting import estimate_on, verdict_on
+    from llamamath.planner.fit.fitting import estimate_on, verdict_on
 
     estimate = estimate_on(job, architecture, device)
     verdict = verdict_on(estimate, device, budget)
     found: tuple[Suggestion, ...] = ()
     if verdict.verdict != FITS and suggestions > 0:
-        from llamamath.planner.suggestions import suggest
+        from llamamath.planner.fit.suggestions import suggest
 
         found = suggest(job, architecture, device, budget, limit=suggestions)
     return Judged(

@@ -20,6 +20,7 @@ from llamamath.cli.doctor import doctor
 from llamamath.cli.fit import fit
 from llamamath.cli.plan import plan
 from llamamath.cli.profiles import profiles
+from llamamath.cli.trace import trace
 from llamamath.errors import LlamamathError, UnavailableError, UsageError
 
 INTERRUPTED = 130
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (plan, fit, profiles, doctor, accuracy):
+for command in (plan, fit, profiles, trace, doctor, accuracy):
     app.command()(command)
 
 

@@ -1,6 +1,6 @@
 """The options that commands share, with their help: what a job is made of, and what it is judged against.
 
-Words and numbers are checked where job files are (`planner/job_fields.py`), so a flag and a file get the same answer.
+Words and numbers are checked where job files are (`planner/job_files/job_fields.py`), so a flag and a file get the same answer.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from llamamath.errors import FieldError, UsageError
 
 if TYPE_CHECKING:
     from llamamath.cli.job_sources import Layer
-    from llamamath.planner.request import Request
-    from llamamath.planner.token_lengths import TokenLengths
+    from llamamath.planner.search.request import Request
+    from llamamath.planner.throughput.token_lengths import TokenLengths
 
 EMITTERS = ("trl",)
 
@@ -117,8 +117,8 @@ def _requests(
 ) -> list[tuple[str, Request]]:
     """(stage, request) for each stage of the recipe, or ("", request) without one. What is given here beats the recipe."""
     from llamamath.cli.job_sources import DEFAULT_METHOD, recipe_flags
-    from llamamath.planner.length_file import read_lengths
-    from llamamath.planner.request import Request, request_of_stage
+    from llamamath.planner.job_files.length_file import read_lengths
+    from llamamath.planner.search.request import Request, request_of_stage
     from llamamath.profiles.recipes import find_recipe
 
     lengths = read_lengths(lengths_path) if lengths_path is not None else None

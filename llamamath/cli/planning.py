@@ -14,9 +14,9 @@ from llamamath.planner.contract import SCHEMA_VERSION
 if TYPE_CHECKING:
     from llamamath.planner.budget import Budget
     from llamamath.planner.device import Device
-    from llamamath.planner.plan_record import Plan
-    from llamamath.planner.request import Request
-    from llamamath.planner.search_result import Candidate, SearchResult
+    from llamamath.planner.plan.record import Plan
+    from llamamath.planner.search.request import Request
+    from llamamath.planner.search.result import Candidate, SearchResult
 
 DEFAULT_OUTPUT = "plan.yaml"
 
@@ -48,9 +48,9 @@ def run_plan(task: Task) -> int:
     """Plan every stage. Exit code 0 if each has a plan, 1 if one has none."""
     from dataclasses import replace
 
-    from llamamath.planner.config_file import resolve_model
+    from llamamath.planner.model_files.config_file import resolve_model
     from llamamath.planner.probe.devices import device_for
-    from llamamath.planner.search import search
+    from llamamath.planner.search.engine import search
 
     device, looked_at = device_for(task.gpu, use_total=task.use_total, vram_limit_bytes=task.budget.vram_bytes)
     planned = []
@@ -86,7 +86,7 @@ def _attentions(gpu: str) -> tuple[str, ...]:
 def _plan_of(task: Task, stage: str, request: Request, result: SearchResult, device: Device) -> Plan | None:
     if result.chosen is None:
         return None
-    from llamamath.planner.plan import make_plan
+    from llamamath.planner.plan.plan import make_plan
 
     return make_plan(request, result, device, task.budget, recipe=task.recipe, stage=stage or None)
 
@@ -95,7 +95,7 @@ def _write(planned: Sequence[Planned], task: Task) -> list[Path]:
     """The plan files: named by -o, plan.yaml by default when people are reading; `-`: standard output. Stages get files of their own."""
     paths = []
     from llamamath.files import write_atomically
-    from llamamath.planner.plan import dump_plan
+    from llamamath.planner.plan.plan import dump_plan
 
     quiet = task.json_output or task.emit is not None
     output = task.output or ("" if quiet else DEFAULT_OUTPUT)
@@ -116,8 +116,8 @@ def _write(planned: Sequence[Planned], task: Task) -> list[Path]:
 
 def _emit(planned: Sequence[Planned], device: Device, recipe_name: str | None) -> None:
     """TRL's arguments as Python; with a recipe also its learning rate, epochs, temperature and reward weights."""
-    from llamamath.planner.trl_arguments import stage_settings, trl_arguments
-    from llamamath.planner.trl_text import python_text
+    from llamamath.planner.trl.arguments import stage_settings, trl_arguments
+    from llamamath.planner.trl.text import python_text
     from llamamath.profiles.recipes import find_recipe
 
     stages = {stage.name: stage for stage in find_recipe(recipe_name).stages} if recipe_name else {}
@@ -157,7 +157,7 @@ def _document(planned: Sequence[Planned], device: Device, looked_at: Sequence[st
 
 
 def _answer(one: Planned) -> dict[str, object]:
-    from llamamath.planner.plan import plan_to_dict
+    from llamamath.planner.plan.plan import plan_to_dict
 
     result = one.result
     return {

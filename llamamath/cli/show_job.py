@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llamamath.cli.layout import print_heading, print_pairs
-from llamamath.planner.job_text import job_to_dict, yaml_value
+from llamamath.planner.job_files.job_text import job_to_dict, yaml_value
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from llamamath.planner.budget import Budget
     from llamamath.planner.device import Device
-    from llamamath.planner.search_result import Candidate, SearchResult
-    from llamamath.planner.throughput import RunCost
+    from llamamath.planner.search.result import Candidate, SearchResult
+    from llamamath.planner.throughput.step_time import RunCost
 
 MOST_REJECTED = 12
 
@@ -109,8 +109,8 @@ def _print_rejected(console: Console, result: SearchResult) -> None:
 
 def _print_nothing(console: Console, result: SearchResult, device: Device, budget: Budget) -> None:
     """What misses by least, by how much, and what would help."""
-    from llamamath.planner.fitting import not_runnable
-    from llamamath.planner.suggestions import suggest
+    from llamamath.planner.fit.fitting import not_runnable
+    from llamamath.planner.fit.suggestions import suggest
 
     nearest = result.nearest
     short = f": {format_bytes(result.shortfall_bytes)} too much at the least" if result.shortfall_bytes > 0 else ""

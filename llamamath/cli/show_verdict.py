@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llamamath.planner.budget import Verdict
     from llamamath.planner.device import Device
     from llamamath.planner.estimate import Estimate
-    from llamamath.planner.suggestions import Suggestion
+    from llamamath.planner.fit.suggestions import Suggestion
 
 WORDS = {FITS: ("FITS", "bold green"), TIGHT: ("TIGHT", "bold yellow"), DOES_NOT_FIT: ("DOES NOT FIT", "bold red")}
 

@@ -29,8 +29,8 @@ def trace(
 ) -> None:
     """Run the job's real training step on fake tensors, without a GPU, and show its memory over time."""
     from llamamath.errors import FieldError
-    from llamamath.planner.config_file import resolve_model
-    from llamamath.planner.job_file import load_job
+    from llamamath.planner.job_files.job_file import load_job
+    from llamamath.planner.model_files.config_file import resolve_model
     from llamamath.planner.trace.client import trace as run_trace
 
     suffix = output.suffix.lower()
@@ -109,9 +109,7 @@ def _print(result: Any, output: Path, json_output: bool) -> None:
     for instant in result.instants:
         marker = "  <- peak" if instant is result.peak else ""
         typer.echo(f"{instant.phase:10s} {format_bytes(instant.allocated_bytes):>10s}  {instant.detail}{marker}")
-    typer.echo(
-        f"max_memory_allocated {format_bytes(result.allocated_bytes)}, of it unseen: {format_bytes(result.unseen_allocated_bytes)}"
-    )
+    typer.echo(f"max_memory_allocated {format_bytes(result.allocated_bytes)}, of it unseen: {format_bytes(result.unseen_allocated_bytes)}")
     source = "read from the cache" if result.from_cache else f"{result.operations:,} operations in {result.seconds:.1f} s"
     typer.echo(f"wrote {output} ({source})", err=True)
     for note in result.notes:

@@ -12,11 +12,11 @@ from llamamath.errors import FieldError, LlamamathError, UnknownNameError
 from llamamath.planner.budget import Verdict
 from llamamath.planner.estimate import COMPONENTS, Estimate, PhaseMemory
 from llamamath.planner.job import Job
-from llamamath.planner.job_text import job_to_dict
+from llamamath.planner.job_files.job_text import job_to_dict
 
 if TYPE_CHECKING:
     from llamamath.planner.device import Device
-    from llamamath.planner.suggestions import Suggestion
+    from llamamath.planner.fit.suggestions import Suggestion
 
 SCHEMA_VERSION = 1
 

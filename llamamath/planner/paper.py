@@ -15,7 +15,7 @@ from llamamath.errors import FieldError
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate
 from llamamath.planner.job import ALL_LINEAR, Job, Lora
-from llamamath.planner.job_file import parse_job
+from llamamath.planner.job_files.job_file import parse_job
 from llamamath.planner.parameters import count_parameters, lora_parameters, trainable_parameters, weights
 from llamamath.profiles.recipes import OpenItem, PaperClaim, Recipe
 from llamamath.units import format_bytes

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 from llamamath import __version__
 from llamamath.cli import fit as fit_command
 from llamamath.cli import main
-from llamamath.planner.fitting import estimate_on
-from llamamath.planner.job_file import parse_job
+from llamamath.planner.fit.fitting import estimate_on
+from llamamath.planner.job_files.job_file import parse_job
 from llamamath.planner.probe.devices import device_for
 from llamamath.profiles.recipes import recipe_names
 
 Call = Callable[..., Answer]
-COMMANDS = ("plan", "fit", "profiles", "doctor", "accuracy")
+COMMANDS = ("plan", "fit", "profiles", "trace", "doctor", "accuracy")
 HEAVY = ("torch", "transformers", "numpy", "trl", "peft", "pandas")
 ESCAPE = "\x1b["
 COLOUR = re.compile(r"\x1b\[[0-9;]*(?:3[0-7]|9[0-7]|4[0-7])[0-9;]*m")
@@ -85,7 +85,7 @@ def test_does_not_fit_ends_with_1_and_says_what_helps(call: Call) -> None:
 def test_tight_ends_with_1_and_says_so(call: Call, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("model: llama-3.2-1b\nmethod: sft\nmax_length: 4096\n")
     job = parse_job({"model": "llama-3.2-1b", "method": "sft", "max_length": 4096})
-    from llamamath.planner.config_file import resolve_model
+    from llamamath.planner.model_files.config_file import resolve_model
 
     peak = estimate_on(job, resolve_model(job.model), device_for("12GiB")[0]).peak
     between = f"{(peak.device_bytes + peak.high_bytes) // 2}B"

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import pytest
 
 from llamamath.planner.architecture import FAMILIES
-from llamamath.planner.config_file import architecture_from_config
 from llamamath.planner.job import Lora
+from llamamath.planner.model_files.config_file import architecture_from_config
 from llamamath.planner.parameters import adapted_weights, count_parameters, lora_parameters, trainable_parameters, weights
 from llamamath.profiles.models import ModelProfile, all_models
 

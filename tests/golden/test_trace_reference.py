@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from llamamath.planner.config_file import architecture_from_config
 from llamamath.planner.job import Job, Lora
 from llamamath.planner.memory import estimating
+from llamamath.planner.model_files.config_file import architecture_from_config
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "trace" / "reference.jsonl"
 PHASE = {"generate.prefill": "generate", "generate.decode": "generate"}

@@ -7,11 +7,11 @@ import itertools
 import pytest
 
 from llamamath.errors import UsageError
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.job import OPTIMIZERS, Job
-from llamamath.planner.job_file import parse_job
-from llamamath.planner.trl_arguments import TrlArguments, stage_settings, trl_arguments
-from llamamath.planner.trl_text import python_text
+from llamamath.planner.job_files.job_file import parse_job
+from llamamath.planner.model_files.config_file import resolve_model
+from llamamath.planner.trl.arguments import TrlArguments, stage_settings, trl_arguments
+from llamamath.planner.trl.text import python_text
 from llamamath.profiles.recipes import recipes
 
 pytest.importorskip("trl")

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from llamamath.errors import FieldError
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import DOES_NOT_FIT, FITS, TIGHT, Budget, device_limit, host_limit, judge
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.device import Device
 from llamamath.planner.estimate import COMPONENTS, PHASES, Estimate
-from llamamath.planner.fitting import need_of, not_runnable
+from llamamath.planner.fit.fitting import need_of, not_runnable
+from llamamath.planner.fit.limits import largest
+from llamamath.planner.fit.suggestions import suggest
 from llamamath.planner.job import OPTIMIZERS, QUANTIZATIONS, Job, Lora, Rollout
-from llamamath.planner.job_file import check_job, parse_job
-from llamamath.planner.job_text import dump_job, job_to_dict
-from llamamath.planner.limits import largest
+from llamamath.planner.job_files.job_file import check_job, parse_job
+from llamamath.planner.job_files.job_text import dump_job, job_to_dict
+from llamamath.planner.job_files.yaml_json import parse_yaml
 from llamamath.planner.memory import device_bytes_at_most, estimate
-from llamamath.planner.request import Request
-from llamamath.planner.search import search
-from llamamath.planner.suggestions import suggest
-from llamamath.planner.throughput import step_time
-from llamamath.planner.yaml_json import parse_yaml
+from llamamath.planner.model_files.config_file import resolve_model
+from llamamath.planner.search.engine import search
+from llamamath.planner.search.request import Request
+from llamamath.planner.throughput.step_time import step_time
 
 LAWS = settings(max_examples=60, deadline=None)
 SLOW_LAWS = settings(max_examples=15, deadline=None)

@@ -9,8 +9,8 @@ import pytest
 
 from llamamath.planner.accuracy.jobs import MappedRun, row_to_job
 from llamamath.planner.accuracy.rows import read_runs
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.job import Job, Lora
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.trace.batch import trace_many
 from llamamath.planner.trace.replaying import replayed
 from llamamath.planner.trace.request import TraceRequest, request_for, why_not

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from llamamath.errors import DoesNotFitError, FieldError, UnavailableError, UnknownNameError
 from llamamath.planner.budget import Budget
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.contract import error_document, fit_document
 from llamamath.planner.estimate import COMPONENTS, PHASES
-from llamamath.planner.fitting import estimate_on, verdict_on
-from llamamath.planner.job_file import parse_job
+from llamamath.planner.fit.fitting import estimate_on, verdict_on
+from llamamath.planner.fit.suggestions import suggest
+from llamamath.planner.job_files.job_file import parse_job
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.probe.devices import device_for
-from llamamath.planner.suggestions import suggest
 
 DESIGN = {
     "schema_version": int,

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from llamamath.errors import FieldError, LlamamathError, UnknownNameError, UsageError
 from llamamath.planner import job as vocabulary
 from llamamath.planner.job import JOB_FIELDS, LORA_FIELDS, Job, Lora, Rollout
-from llamamath.planner.job_file import MAX_TOKENS, check_job, load_job, parse_job, read_jobs_jsonl
-from llamamath.planner.job_text import dump_job, job_to_dict
+from llamamath.planner.job_files.job_file import MAX_TOKENS, check_job, load_job, parse_job, read_jobs_jsonl
+from llamamath.planner.job_files.job_text import dump_job, job_to_dict
+from llamamath.planner.job_files.yaml_json import MAX_TEXT_BYTES
 from llamamath.planner.stack import find_stack
-from llamamath.planner.yaml_json import MAX_TEXT_BYTES
 
 GRPO: dict[str, Any] = {
     "model": "meta-llama/Llama-3.2-3B-Instruct",
@@ -501,8 +501,8 @@ def test_parsing_is_fast_and_needs_no_yaml() -> None:
     assert seconds < 200e-6  # about 16 microseconds on the machine it was written on
     script = f"""
 import sys
-from llamamath.planner.job_file import parse_job
-from llamamath.planner.job_text import dump_job
+from llamamath.planner.job_files.job_file import parse_job
+from llamamath.planner.job_files.job_text import dump_job
 dump_job(parse_job({GRPO!r}))
 sys.exit("yaml" in sys.modules or "torch" in sys.modules)
 """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llamamath.cli.job_sources import DEFAULT_GENERATIONS, Layer, combine, file_layer, flag_layer, flag_of, recipe_stages
 from llamamath.errors import FieldError, UsageError
-from llamamath.planner.job_file import load_job
+from llamamath.planner.job_files.job_file import load_job
 from llamamath.profiles.recipes import find_recipe
 
 MODEL = Layer(origin="argument", values={"model": "llama-3.2-1b"})

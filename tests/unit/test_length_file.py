@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamamath.errors import UsageError
-from llamamath.planner.length_file import read_lengths
+from llamamath.planner.job_files.length_file import read_lengths
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from llamamath.errors import FieldError
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import Budget
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.device import Device
-from llamamath.planner.fitting import context_of, disk_bytes, estimate_on, need_of, not_runnable, shortfall_bytes, verdict_on
+from llamamath.planner.fit.fitting import context_of, disk_bytes, estimate_on, need_of, not_runnable, shortfall_bytes, verdict_on
+from llamamath.planner.fit.limits import MATRIX_GRANULARITY, bisect, for_device, largest, matrix, scale_of, template_job
 from llamamath.planner.job import Job
-from llamamath.planner.job_file import check_job
-from llamamath.planner.limits import MATRIX_GRANULARITY, bisect, for_device, largest, matrix, scale_of, template_job
+from llamamath.planner.job_files.job_file import check_job
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.probe.devices import device_for
 
 GIB = 2**30

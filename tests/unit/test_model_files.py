@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from llamamath.errors import LlamamathError, UnknownNameError, UsageError
 from llamamath.planner.architecture import FAMILIES, Architecture
-from llamamath.planner.config_file import architecture_from_config, load_config, resolve_model
 from llamamath.planner.job import Lora
+from llamamath.planner.model_files.config_file import architecture_from_config, load_config, resolve_model
 from llamamath.planner.parameters import count_parameters, lora_parameters, weights
 
 LLAMA: dict[str, object] = {

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llamamath.errors import FieldError, UnknownNameError, UsageError
 from llamamath.planner.architecture import FAMILIES, Architecture
-from llamamath.planner.config_file import architecture_from_config, resolve_model
 from llamamath.planner.job import Lora
+from llamamath.planner.model_files.config_file import architecture_from_config, resolve_model
 from llamamath.planner.parameters import adapted_weights, count_parameters, lora_parameters, weights
 from llamamath.profiles.models import all_models, find_model, model_names
 
@@ -102,7 +102,7 @@ def test_unknown_name_offers_the_closest() -> None:
 
 def test_planning_imports_neither_network_nor_toml_nor_torch() -> None:
     code = (
-        "import sys, llamamath.planner.config_file, llamamath.planner.hub;"
+        "import sys, llamamath.planner.model_files.config_file, llamamath.planner.model_files.hub;"
         "print([m for m in ('urllib.request', 'ssl', 'http', 'tomllib', 'torch', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -5,7 +5,7 @@ import pytest
 from llamamath.errors import FieldError
 from llamamath.planner.architecture import Architecture, VisionArchitecture
 from llamamath.planner.estimate import Estimate, HostMemory, Peak, PhaseMemory
-from llamamath.planner.job_file import parse_job
+from llamamath.planner.job_files.job_file import parse_job
 from llamamath.planner.paper import (
     explain_choices,
     explain_contradictions,

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from llamamath.errors import DoesNotFitError, FieldError, LlamamathError, UnknownNameError, UsageError
 from llamamath.planner.budget import Budget
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.device import Device
 from llamamath.planner.estimate import PHASES
 from llamamath.planner.job import Job, Lora
-from llamamath.planner.job_file import parse_job
-from llamamath.planner.plan import (
+from llamamath.planner.job_files.job_file import parse_job
+from llamamath.planner.job_files.yaml_json import parse_yaml
+from llamamath.planner.model_files.config_file import resolve_model
+from llamamath.planner.plan.plan import (
     Plan,
     PlannedDevice,
     PlannedMemory,
@@ -37,8 +38,7 @@ from llamamath.planner.plan import (
     write_plan,
 )
 from llamamath.planner.probe.devices import device_for
-from llamamath.planner.search import Rejection, Request, SearchResult, search
-from llamamath.planner.yaml_json import parse_yaml
+from llamamath.planner.search.engine import Rejection, Request, SearchResult, search
 
 LLAMA_3B = "meta-llama/Llama-3.2-3B-Instruct"
 ARCHITECTURE = resolve_model(LLAMA_3B)

@@ -6,7 +6,7 @@ import pytest
 
 from llamamath.errors import UnknownNameError
 from llamamath.planner.job import JOB_FIELDS, Lora
-from llamamath.planner.job_file import parse_job
+from llamamath.planner.job_files.job_file import parse_job
 from llamamath.profiles.recipes import Recipe, find_recipe, recipe_names, recipes
 
 EXPECTED = {

@@ -14,19 +14,19 @@ import pytest
 from llamamath.errors import FieldError, UnknownNameError, UsageError
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import FITS, Budget, device_limit
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.device import Device
-from llamamath.planner.fitting import disk_bytes, estimate_on, need_of, verdict_on
+from llamamath.planner.fit.fitting import disk_bytes, estimate_on, need_of, verdict_on
 from llamamath.planner.job import Job
-from llamamath.planner.job_file import check_job
-from llamamath.planner.model_choice import least_weight_bytes, model_scores, ranked_models, smaller_models
+from llamamath.planner.job_files.job_file import check_job
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.probe.devices import device_for
-from llamamath.planner.request import Request, request_of_stage, start
-from llamamath.planner.search import Candidate, SearchResult, search
-from llamamath.planner.search_result import COST, DEVICE_MEMORY, DISK, HOST_MEMORY, HOURS
-from llamamath.planner.search_space import divisors
-from llamamath.planner.throughput import phase_seconds
-from llamamath.planner.token_lengths import measure
+from llamamath.planner.search.engine import Candidate, SearchResult, search
+from llamamath.planner.search.model_choice import least_weight_bytes, model_scores, ranked_models, smaller_models
+from llamamath.planner.search.request import Request, request_of_stage, start
+from llamamath.planner.search.result import COST, DEVICE_MEMORY, DISK, HOST_MEMORY, HOURS
+from llamamath.planner.search.space import divisors
+from llamamath.planner.throughput.step_time import phase_seconds
+from llamamath.planner.throughput.token_lengths import measure
 from llamamath.profiles.models import find_model, model_names
 from llamamath.profiles.recipes import Recipe, Stage, recipes
 
@@ -115,7 +115,7 @@ def test_nothing_in_the_space_that_fits_is_faster() -> None:
 
 
 def _rates(device: Device) -> Any:
-    from llamamath.planner.roofline import rates_of
+    from llamamath.planner.throughput.roofline import rates_of
 
     found = rates_of(device)
     assert found is not None
@@ -495,9 +495,9 @@ def test_lengths_stay_within_the_model() -> None:
 _TIMED = """
 import json, sys, time
 began = time.process_time()
-from llamamath.planner.search import Request, search
+from llamamath.planner.search.engine import Request, search
 from llamamath.planner.budget import Budget
-from llamamath.planner.config_file import resolve_model
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.probe.devices import device_for
 imported = time.process_time() - began
 model = None if sys.argv[1] == "auto" else sys.argv[1]

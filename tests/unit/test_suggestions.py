@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from llamamath.planner.budget import Budget
-from llamamath.planner.changes import ANOTHER_MODEL, FREE, NOT_YET, PRECISION, changes, host_changes
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.device import Device
-from llamamath.planner.fitting import need_of, not_runnable
+from llamamath.planner.fit.changes import ANOTHER_MODEL, FREE, NOT_YET, PRECISION, changes, host_changes
+from llamamath.planner.fit.fitting import need_of, not_runnable
+from llamamath.planner.fit.suggestions import Suggestion, suggest
 from llamamath.planner.job import Job
-from llamamath.planner.job_file import check_job, parse_job
+from llamamath.planner.job_files.job_file import check_job, parse_job
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.probe.devices import device_for
-from llamamath.planner.suggestions import Suggestion, suggest
 
 GIB = 2**30
 GRPO: dict[str, Any] = {

@@ -9,10 +9,10 @@ import pytest
 
 from llamamath.errors import FieldError
 from llamamath.planner.architecture import Architecture
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.device import Device
 from llamamath.planner.job import Job, Lora, Rollout
-from llamamath.planner.roofline import (
+from llamamath.planner.model_files.config_file import resolve_model
+from llamamath.planner.throughput.roofline import (
     DECODE_PRODUCT_SHARE,
     LAUNCH_SECONDS_PER_LAYER,
     Rates,
@@ -24,8 +24,8 @@ from llamamath.planner.roofline import (
     work_of,
     work_of_job,
 )
-from llamamath.planner.throughput import UNCERTAINTY, needs_link, num_steps, phase_seconds, run_cost, step_time
-from llamamath.planner.token_lengths import TokenLengths, measure
+from llamamath.planner.throughput.step_time import UNCERTAINTY, needs_link, num_steps, phase_seconds, run_cost, step_time
+from llamamath.planner.throughput.token_lengths import TokenLengths, measure
 
 RATES = Rates(71.2e12, 936e9, 25.2e9)
 CARD = Device(

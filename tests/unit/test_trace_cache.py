@@ -9,7 +9,7 @@ import pytest
 from test_trace_stream import JOB, VERSIONS, _result
 
 from llamamath.errors import UnavailableError
-from llamamath.planner.config_file import resolve_model
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.trace import client
 from llamamath.planner.trace.cache import TraceCache, default_folder
 from llamamath.planner.trace.client import TraceFailedError, _answer, trace

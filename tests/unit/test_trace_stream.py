@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from llamamath.errors import UnavailableError, UsageError
-from llamamath.planner.config_file import resolve_model
 from llamamath.planner.estimate import COMPONENTS, Estimate
 from llamamath.planner.job import Job, Lora
+from llamamath.planner.model_files.config_file import resolve_model
 from llamamath.planner.trace.accounting import live_tensors, worst_instants
 from llamamath.planner.trace.replaying import events_of, replayed
 from llamamath.planner.trace.request import TraceRequest, model_config, request_for, why_not

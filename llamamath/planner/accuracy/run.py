@@ -60,7 +60,7 @@ def _memory_model() -> Predictor:
 
 
 def _known_models() -> Resolver:
-    from llamamath.planner.config_file import resolve_model
+    from llamamath.planner.model_files.config_file import resolve_model
 
     return resolve_model
 

@@ -10,8 +10,8 @@ from typing import Any
 from llamamath.errors import UsageError
 from llamamath.planner.architecture import Architecture, VisionArchitecture
 from llamamath.planner.job import Job
-from llamamath.planner.job_file import parse_job
-from llamamath.planner.job_text import job_to_dict
+from llamamath.planner.job_files.job_file import parse_job
+from llamamath.planner.job_files.job_text import job_to_dict
 from llamamath.planner.memory.from_job import attention_kernel, fused_kernels, is_masked, mixed_precision
 
 OLD_STACKS = ("transformers-4.48", "transformers-4.45")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from llamamath.planner.budget import Budget
 from llamamath.planner.job import Job
-from llamamath.planner.search_result import Rejection
+from llamamath.planner.search.result import Rejection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

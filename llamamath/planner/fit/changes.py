@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.device import Device
 from llamamath.planner.job import Job, Lora
-from llamamath.planner.search_space import divisors
+from llamamath.planner.search.space import divisors
 from llamamath.planner.stack import find_stack
 
 FREE, SPEED, SLOW, PRECISION, EXTENT, ANOTHER_MODEL, NOT_YET = range(7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llamamath.planner.trl_arguments import TrlArguments
+from llamamath.planner.trl.arguments import TrlArguments
 
 
 def python_text(arguments: TrlArguments, heading: str) -> str:

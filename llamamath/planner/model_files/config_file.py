@@ -13,8 +13,8 @@ from pathlib import Path
 
 from llamamath.errors import FieldError, UnknownNameError, UsageError, closest_names
 from llamamath.planner.architecture import FAMILIES, Architecture, VisionArchitecture
-from llamamath.planner.checkpoint import check_checkpoint
-from llamamath.planner.config_fields import MISSING, Fields, show
+from llamamath.planner.model_files.checkpoint import check_checkpoint
+from llamamath.planner.model_files.config_fields import MISSING, Fields, show
 from llamamath.profiles.models import find_model, model_names
 
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -81,7 +81,7 @@ def resolve_model(name_or_path: str) -> Architecture:
     profile = find_model(name)
     if profile is not None:
         return architecture_from_config(profile.config, profile.id)
-    from llamamath.planner.hub import find_config
+    from llamamath.planner.model_files.hub import find_config
 
     data, reason = find_config(name)
     if data is not None:

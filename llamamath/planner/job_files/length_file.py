@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from llamamath.errors import FieldError, UsageError, shorten
-from llamamath.planner.token_lengths import TokenLengths, measure
-from llamamath.planner.yaml_json import read_text
+from llamamath.planner.job_files.yaml_json import read_text
+from llamamath.planner.throughput.token_lengths import TokenLengths, measure
 
 KEYS = ("num_tokens", "tokens", "length", "token_length", "prompt_tokens", "input_ids")
 """Keys of a JSON line that are looked at, the first that is there; a list (such as `input_ids`) counts as its length."""

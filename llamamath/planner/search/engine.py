@@ -17,16 +17,16 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import Budget, device_limit
 from llamamath.planner.device import Device
 from llamamath.planner.job import DTYPES, JOB_FIELDS, Job
-from llamamath.planner.job_text import job_to_dict
+from llamamath.planner.job_files.job_text import job_to_dict
 from llamamath.planner.memory.settings import WIDTHS
-from llamamath.planner.model_choice import least_weight_bytes, ranked_models
-from llamamath.planner.request import Request, Start, flattened, start
-from llamamath.planner.roofline import rates_of
-from llamamath.planner.search_explain import binding_of, neighbours, rejections
-from llamamath.planner.search_lengths import length_field
-from llamamath.planner.search_model import ModelSearch, Searcher
-from llamamath.planner.search_result import COST, DEVICE_MEMORY, HOURS, Candidate, Neighbour, Rejection, SearchResult
-from llamamath.planner.search_space import Concession, concessions, with_first_rank
+from llamamath.planner.search.explain import binding_of, neighbours, rejections
+from llamamath.planner.search.lengths import length_field
+from llamamath.planner.search.model import ModelSearch, Searcher
+from llamamath.planner.search.model_choice import least_weight_bytes, ranked_models
+from llamamath.planner.search.request import Request, Start, flattened, start
+from llamamath.planner.search.result import COST, DEVICE_MEMORY, HOURS, Candidate, Neighbour, Rejection, SearchResult
+from llamamath.planner.search.space import Concession, concessions, with_first_rank
+from llamamath.planner.throughput.roofline import rates_of
 from llamamath.profiles.models import ModelProfile
 from llamamath.units import format_bytes
 

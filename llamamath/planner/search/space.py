@@ -14,9 +14,9 @@ from llamamath.errors import FieldError
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.device import Device
 from llamamath.planner.job import Job
-from llamamath.planner.job_file import check_job
-from llamamath.planner.request import Request, Start, attentions, with_quantization, with_rank
-from llamamath.planner.token_lengths import GRANULARITY
+from llamamath.planner.job_files.job_file import check_job
+from llamamath.planner.search.request import Request, Start, attentions, with_quantization, with_rank
+from llamamath.planner.throughput.token_lengths import GRANULARITY
 
 QUANTIZATIONS = ("none", "nf4-dq")
 OPTIMIZERS = ("adamw_torch_fused", "paged_adamw_8bit")

@@ -18,11 +18,11 @@ from math import gcd
 from llamamath.errors import FieldError, UsageError, closest_names
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.device import Device
-from llamamath.planner.fitting import NOT_YET_RUNNABLE
+from llamamath.planner.fit.fitting import NOT_YET_RUNNABLE
 from llamamath.planner.job import METHODS, Job
-from llamamath.planner.job_file import parse_job
+from llamamath.planner.job_files.job_file import parse_job
 from llamamath.planner.stack import find_stack
-from llamamath.planner.token_lengths import TokenLengths
+from llamamath.planner.throughput.token_lengths import TokenLengths
 from llamamath.profiles.recipes import Stage
 
 OBJECTIVES = ("throughput", "context", "model", "cost")
@@ -173,8 +173,10 @@ def start(request: Request, architecture: Architecture, device: Device) -> Start
     return Start(job=job, free=free, effective_batch_size=effective, notes=notes)
 
 
-_SEARCHED = ("quantization", "gradient_checkpointing", "offload", "optim", "attn_implementation", "steps_per_generation")
-_SEARCHED += ("lora.r", "lora.lora_alpha", "lora.dtype")
+_SEARCHED = (
+    *("quantization", "gradient_checkpointing", "offload", "optim", "attn_implementation", "steps_per_generation"),
+    *("lora.r", "lora.lora_alpha", "lora.dtype"),
+)
 
 
 def attentions(request: Request, architecture: Architecture, device: Device) -> tuple[str, ...]:

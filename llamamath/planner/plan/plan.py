@@ -10,11 +10,11 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import FITS, Budget
 from llamamath.planner.device import Device
 from llamamath.planner.estimate import Estimate
-from llamamath.planner.fitting import estimate_on, not_runnable, verdict_on
-from llamamath.planner.plan_file import MOST_REJECTED, dump_plan, load_plan, parse_plan, plan_to_dict, write_plan
-from llamamath.planner.plan_record import Plan, PlannedDevice, PlannedMemory, PlannedRun, PlannedTime
-from llamamath.planner.request import Request
-from llamamath.planner.search_result import HOST_MEMORY, Candidate, SearchResult
+from llamamath.planner.fit.fitting import estimate_on, not_runnable, verdict_on
+from llamamath.planner.plan.file import MOST_REJECTED, dump_plan, load_plan, parse_plan, plan_to_dict, write_plan
+from llamamath.planner.plan.record import Plan, PlannedDevice, PlannedMemory, PlannedRun, PlannedTime
+from llamamath.planner.search.request import Request
+from llamamath.planner.search.result import HOST_MEMORY, Candidate, SearchResult
 from llamamath.units import format_bytes
 
 __all__ = [

@@ -13,12 +13,12 @@ from llamamath.errors import FieldError, UnknownNameError, UsageError, closest_n
 from llamamath.files import write_atomically
 from llamamath.planner.budget import Budget
 from llamamath.planner.estimate import PHASES
-from llamamath.planner.job_fields import Reader, number, one_of, optional, text, whole_number
-from llamamath.planner.job_file import parse_job
-from llamamath.planner.job_text import dump_job, job_to_dict, yaml_value
-from llamamath.planner.plan_record import Plan, PlannedDevice, PlannedMemory, PlannedRun, PlannedTime
-from llamamath.planner.search_result import Rejection
-from llamamath.planner.yaml_json import parse_json, parse_yaml, read_text
+from llamamath.planner.job_files.job_fields import Reader, number, one_of, optional, text, whole_number
+from llamamath.planner.job_files.job_file import parse_job
+from llamamath.planner.job_files.job_text import dump_job, job_to_dict, yaml_value
+from llamamath.planner.job_files.yaml_json import parse_json, parse_yaml, read_text
+from llamamath.planner.plan.record import Plan, PlannedDevice, PlannedMemory, PlannedRun, PlannedTime
+from llamamath.planner.search.result import Rejection
 from llamamath.units import format_bytes, format_count, format_seconds
 
 SCHEMA_VERSION = 1

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import Budget, device_limit
 from llamamath.planner.device import Device
-from llamamath.planner.fitting import estimate_on, need_of, shortfall_bytes, verdict_on
+from llamamath.planner.fit.fitting import estimate_on, need_of, shortfall_bytes, verdict_on
 from llamamath.planner.job import Job
 from llamamath.planner.memory.settings import WIDTHS
 from llamamath.planner.parameters import count_parameters, trainable_parameters
-from llamamath.planner.request import Request, Start
-from llamamath.planner.roofline import Rates, rates_of
-from llamamath.planner.search_lengths import length_field, longest, with_length
-from llamamath.planner.search_result import COST, DEVICE_MEMORY, DISK, HOURS, Candidate
-from llamamath.planner.search_space import (
+from llamamath.planner.search.lengths import length_field, longest, with_length
+from llamamath.planner.search.request import Request, Start
+from llamamath.planner.search.result import COST, DEVICE_MEMORY, DISK, HOURS, Candidate
+from llamamath.planner.search.space import (
     Concession,
     concessions,
     frames,
@@ -26,9 +25,10 @@ from llamamath.planner.search_space import (
     rollouts,
     with_first_rank,
 )
-from llamamath.planner.search_stops import Stop, broken_budget, over_disk, over_time
-from llamamath.planner.throughput import RunCost, StepTime, phase_seconds, run_cost, step_time
-from llamamath.planner.token_lengths import GRANULARITY
+from llamamath.planner.search.stops import Stop, broken_budget, over_disk, over_time
+from llamamath.planner.throughput.roofline import Rates, rates_of
+from llamamath.planner.throughput.step_time import RunCost, StepTime, phase_seconds, run_cost, step_time
+from llamamath.planner.throughput.token_lengths import GRANULARITY
 from llamamath.units import format_bytes
 
 STAND_IN = Rates(71.2e12, 936e9, 25.2e9)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamamath.planner.budget import TIGHT
-from llamamath.planner.fitting import need_of
+from llamamath.planner.fit.fitting import need_of
 from llamamath.planner.job import Job
-from llamamath.planner.request import attentions, with_quantization, with_rank
-from llamamath.planner.search_model import SAME_SPEED, ModelSearch, Option, Searcher
-from llamamath.planner.search_result import DEVICE_MEMORY, HOST_MEMORY, NOTHING, Candidate, Neighbour, Rejection
-from llamamath.planner.search_space import OPTIMIZERS, QUANTIZATIONS, is_valid, micro_batches, rollouts
+from llamamath.planner.search.model import SAME_SPEED, ModelSearch, Option, Searcher
+from llamamath.planner.search.request import attentions, with_quantization, with_rank
+from llamamath.planner.search.result import DEVICE_MEMORY, HOST_MEMORY, NOTHING, Candidate, Neighbour, Rejection
+from llamamath.planner.search.space import OPTIMIZERS, QUANTIZATIONS, is_valid, micro_batches, rollouts
 from llamamath.units import format_bytes
 
 LESS_MEMORY = 0.85
@@ -155,7 +155,7 @@ def neighbours(searcher: Searcher, found: ModelSearch) -> tuple[Neighbour, ...]:
 
 
 def _longer(searcher: Searcher, found: ModelSearch, job: Job) -> Job | None:
-    from llamamath.planner.limits import largest
+    from llamamath.planner.fit.limits import largest
 
     if not found.start.is_free("max_completion_length" if job.method == "grpo" else "max_length"):
         return None

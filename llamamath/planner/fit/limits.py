@@ -10,9 +10,9 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import Budget, device_limit
 from llamamath.planner.device import Device
 from llamamath.planner.estimate import Estimate
-from llamamath.planner.fitting import context_of, estimate_on, need_of, shortfall_bytes
+from llamamath.planner.fit.fitting import context_of, estimate_on, need_of, shortfall_bytes
 from llamamath.planner.job import Job
-from llamamath.planner.job_file import MAX_BATCH, parse_job
+from llamamath.planner.job_files.job_file import MAX_BATCH, parse_job
 from llamamath.planner.memory import device_bytes_at_most
 from llamamath.planner.stack import find_stack
 

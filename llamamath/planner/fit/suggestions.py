@@ -9,12 +9,12 @@ from typing import Any
 from llamamath.errors import FieldError
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import Budget
-from llamamath.planner.changes import ANOTHER_MODEL, EXTENT, NOT_YET, PRECISION, Change, changes, host_changes
 from llamamath.planner.device import Device
-from llamamath.planner.fitting import Need, need_of, not_runnable
+from llamamath.planner.fit.changes import ANOTHER_MODEL, EXTENT, NOT_YET, PRECISION, Change, changes, host_changes
+from llamamath.planner.fit.fitting import Need, need_of, not_runnable
+from llamamath.planner.fit.limits import largest
 from llamamath.planner.job import Job
-from llamamath.planner.limits import largest
-from llamamath.planner.search_space import is_valid
+from llamamath.planner.search.space import is_valid
 
 WORTHWHILE = 0.01
 MOST_SMALLER_MODELS = 4
@@ -164,8 +164,8 @@ def _shorter(case: _Case, job: Job, before: Need) -> _Tried | None:
 
 def _smaller_model(case: _Case, job: Job, before: Need) -> _Tried | None:
     """The largest smaller model of the same line that fits, else the smallest of those looked at."""
-    from llamamath.planner.config_file import architecture_from_config
-    from llamamath.planner.model_choice import smaller_models
+    from llamamath.planner.model_files.config_file import architecture_from_config
+    from llamamath.planner.search.model_choice import smaller_models
 
     last: _Tried | None = None
     for profile in smaller_models(job.model)[:MOST_SMALLER_MODELS]:
@@ -279,7 +279,7 @@ def _join(case: _Case, job: Job, before: Need, steps: list[_Step]) -> _Tried | N
 
 def _describe(step: _Step) -> str:
     """`field: value, field: value` as in a job file; a whole `lora` section in the change's own words."""
-    from llamamath.planner.job_text import yaml_value
+    from llamamath.planner.job_files.job_text import yaml_value
 
     if "lora" in step.delta:
         return step.change.change

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import FITS, Budget, host_limit
 from llamamath.planner.device import Device
-from llamamath.planner.fitting import disk_bytes
+from llamamath.planner.fit.fitting import disk_bytes
 from llamamath.planner.job import Job
-from llamamath.planner.search_result import COST, DISK, HOST_MEMORY, HOURS, Candidate
-from llamamath.planner.throughput import RunCost
+from llamamath.planner.search.result import COST, DISK, HOST_MEMORY, HOURS, Candidate
+from llamamath.planner.throughput.step_time import RunCost
 from llamamath.units import format_bytes, format_seconds
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.device import Device
 from llamamath.planner.job import Job
-from llamamath.planner.request import Request, Start
-from llamamath.planner.search_space import frames, least
-from llamamath.planner.token_lengths import GRANULARITY
+from llamamath.planner.search.request import Request, Start
+from llamamath.planner.search.space import frames, least
+from llamamath.planner.throughput.token_lengths import GRANULARITY
 
 
 def longest(

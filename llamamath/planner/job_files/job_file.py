@@ -15,9 +15,19 @@ from typing import Any, BinaryIO
 from llamamath.errors import FieldError, LlamamathError, UnknownNameError, UsageError, closest_names, shorten
 from llamamath.planner import job as vocabulary
 from llamamath.planner.job import Job, Lora, Rollout
-from llamamath.planner.job_fields import Reader, number, one_of, optional, some_of, target_modules, text, true_or_false, whole_number
+from llamamath.planner.job_files.job_fields import (
+    Reader,
+    number,
+    one_of,
+    optional,
+    some_of,
+    target_modules,
+    text,
+    true_or_false,
+    whole_number,
+)
+from llamamath.planner.job_files.yaml_json import MAX_TEXT_BYTES, decode, parse_json, parse_yaml, read_text
 from llamamath.planner.stack import find_stack
-from llamamath.planner.yaml_json import MAX_TEXT_BYTES, decode, parse_json, parse_yaml, read_text
 
 MAX_BATCH = 65_536
 MAX_TOKENS = 2**24

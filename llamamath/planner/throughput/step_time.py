@@ -9,8 +9,16 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.device import Device
 from llamamath.planner.job import Job
 from llamamath.planner.memory.from_job import attention_kernel, is_masked
-from llamamath.planner.roofline import Rates, decode_seconds, micro_batch, optimizer_seconds, rates_of, streamed_seconds, work_of_job
-from llamamath.planner.token_lengths import TokenLengths
+from llamamath.planner.throughput.roofline import (
+    Rates,
+    decode_seconds,
+    micro_batch,
+    optimizer_seconds,
+    rates_of,
+    streamed_seconds,
+    work_of_job,
+)
+from llamamath.planner.throughput.token_lengths import TokenLengths
 
 UNCERTAINTY = 2.0
 """Factor either way around the expected time before a calibration run."""

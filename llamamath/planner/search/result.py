@@ -9,7 +9,7 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.budget import Verdict
 from llamamath.planner.estimate import Estimate
 from llamamath.planner.job import Job
-from llamamath.planner.throughput import RunCost, StepTime
+from llamamath.planner.throughput.step_time import RunCost, StepTime
 
 DEVICE_MEMORY, HOST_MEMORY, DISK, HOURS, COST, NOTHING = "device memory", "host memory", "disk", "hours", "cost", "nothing"
 """What may decide a search. `nothing`: the fastest of all candidates fits."""

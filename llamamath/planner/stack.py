@@ -32,6 +32,8 @@ class LogitsPath(StrEnum):
     """LitGPT's LoRA script: lm_head and loss in chunks of 128 positions, whose float32 logits and log-softmax all stay alive."""
     LITGPT_FULL = "litgpt_full"
     """LitGPT's full fine-tuning script: float32 logits, their shifted copy, a log-softmax per chunk, all alive."""
+    UNSLOTH_FULL = "unsloth_full"
+    """Unsloth before cut cross entropy: model-dtype logits, which the loss's gradient overwrites; accelerate's float32 copy of them."""
     TORCHTUNE_CHUNKED = "torchtune_chunked"
     """torchtune: model-dtype logits in 8 chunks; each chunk's float32 log-softmax stays until the backward."""
     TORCHTUNE_COMPILED = "torchtune_compiled"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamamath.errors import LlamamathError
 from llamamath.planner.accuracy.caveats import CAVEATS, explains
@@ -16,8 +16,9 @@ from llamamath.planner.accuracy.rows import PublishedRun
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate
 from llamamath.planner.job import Job
+from llamamath.planner.memory import Conditions
 
-Predictor = Callable[[Job, Architecture], Estimate]
+Predictor = Callable[[Job, Architecture, Conditions], Estimate]
 Capacity = Callable[[PublishedRun], int | None]
 
 MISS = 0.15
@@ -195,12 +196,12 @@ def compare(
         if isinstance(mapped, Excluded):
             excluded.append(mapped)
             continue
+        limit = capacity(run)
         try:
-            estimate = predict(mapped.job, mapped.architecture)
+            estimate = predict(mapped.job, mapped.architecture, replace(mapped.conditions, capacity_bytes=limit))
         except LlamamathError as error:
             excluded.append(Excluded(run=run, reason="the planner refuses the job", detail=error.message))
             continue
-        limit = capacity(run)
         if contradicts_itself(mapped, estimate):
             excluded.append(Excluded(run=run, reason=CONTRADICTION, detail=f"{(mapped.measured_bytes or 0) / 2**30:.2f} GiB"))
             continue

@@ -46,6 +46,16 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """What a row says of its samples' lengths, in tokens."""
+
+    mean: float
+    deviation: float
+    shortest: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
     """`kind`: allocated, reserved or device, the figure of an Estimate to compare with; and what is unclear about it."""
 
@@ -198,6 +208,18 @@ def read_length_kind(run: PublishedRun) -> str:
     if text.startswith("exact") or "packed" in text or "packing to" in text or "fixed length" in text:
         return "exact"
     return "reached" if re.search(r"\breach(es|ed)\b", text) else "bound"
+
+
+def read_lengths(run: PublishedRun) -> Lengths | None:
+    """Mean, deviation, minimum and maximum of the samples' lengths, where the row gives them: "lengths 3234+-2547, min 91, ..."."""
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.search(rf"{number}\s*(?:\+-|\+/-|±)\s*{number}\D+min\D*(\d+)\D+max\D*(\d+)", run.seq_len_kind)
+    if found is None:
+        return None
+    mean, deviation, shortest, longest = (float(text) for text in found.groups())
+    if not 0 < shortest <= mean <= longest or deviation <= 0:
+        return None
+    return Lengths(mean=mean, deviation=deviation, shortest=int(shortest), longest=int(longest))
 
 
 def read_measure(run: PublishedRun) -> Measure | Missing:

@@ -18,6 +18,7 @@ from llamamath.planner.accuracy.fields import (
     read_attention,
     read_checkpointing,
     read_length_kind,
+    read_lengths,
     read_measure,
     read_optimizer,
     read_precision,
@@ -25,10 +26,12 @@ from llamamath.planner.accuracy.fields import (
     read_targets,
 )
 from llamamath.planner.accuracy.models import own_architecture, own_modules
+from llamamath.planner.accuracy.orders import Sampling, orders
 from llamamath.planner.accuracy.rows import PublishedRun
 from llamamath.planner.accuracy.software import Software, software_of
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.job import Job, Lora
+from llamamath.planner.memory import Conditions
 
 Resolver = Callable[[str], Architecture]
 
@@ -62,6 +65,8 @@ class MappedRun:
     software: str
     length_kind: str
     caveats: tuple[str, ...]
+    conditions: Conditions
+    """What of the run is not in its job, except its card."""
 
     @property
     def model(self) -> str:
@@ -120,7 +125,21 @@ def _map(run: PublishedRun, resolve: Resolver) -> MappedRun | Missing:
         software=software.name,
         length_kind=length_kind,
         caveats=_caveats(run, software, measure, length_kind, job),
+        conditions=_conditions(run, software, job[0]),
     )
+
+
+def _conditions(run: PublishedRun, software: Software, job: Job) -> Conditions:
+    lengths = read_lengths(run)
+    if lengths is None or job.max_length is None:
+        return Conditions(empties_cache=software.empties_cache)
+    sampling = Sampling(
+        limit=job.max_length,
+        batch_size=job.per_device_train_batch_size,
+        num_samples=software.num_samples,
+        drops_long=software.drops_long_samples,
+    )
+    return Conditions(orders=orders(lengths, sampling), empties_cache=software.empties_cache)
 
 
 def _method(run: PublishedRun) -> tuple[str, bool] | Missing:

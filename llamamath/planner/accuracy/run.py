@@ -56,7 +56,7 @@ def _offline() -> Iterator[None]:
 def _memory_model() -> Predictor:
     from llamamath.planner.memory import estimate
 
-    return estimate
+    return lambda job, architecture, conditions: estimate(job, architecture, conditions=conditions)
 
 
 def _known_models() -> Resolver:
@@ -69,10 +69,11 @@ def card_capacity(run: PublishedRun) -> int | None:
     """What a process could use on the run's card: as published, else what the profile of the card by that name says, else None."""
     if run.capacity_bytes is not None or run.gpu is None:
         return run.capacity_bytes
-    from llamamath.profiles.gpu_names import look_up_gpu
+    from llamamath.profiles.gpu_names import look_up_gpu, split_name
 
     try:
         gpu, remarks = look_up_gpu(run.gpu)
     except LlamamathError:
         return None
-    return None if remarks else gpu.usable_bytes  # a remark says that the name fits several sizes: not known then
+    several = bool(remarks) and split_name(run.gpu).size_gb is None  # the name fits cards of several sizes
+    return None if several else gpu.usable_bytes

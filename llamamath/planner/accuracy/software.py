@@ -36,6 +36,12 @@ class Software:
     fused_kernels: bool = False
     pads: bool = False
     """Ragged batches reach the attention with a mask, if they have more than one row."""
+    num_samples: int = 1000
+    """Samples of one epoch, where their lengths are known to vary."""
+    drops_long_samples: bool = False
+    """Samples above the maximum length are left out, not cut to it."""
+    empties_cache: bool = False
+    """The training loop calls torch.cuda.empty_cache now and then."""
     extra_vocabulary: int = 0
     default_targets: tuple[str, ...] | None = None
     nf4_is_double_quantized: bool = False
@@ -99,10 +105,17 @@ def _fms(run: PublishedRun) -> Software:
 
 
 def _peft_benchmark(run: PublishedRun) -> Software:
-    # huggingface/peft method_comparison/MetaMathQA/run.py: own loop, no autocast unless `amp`, right padding with a mask
+    # huggingface/peft method_comparison/MetaMathQA/run.py: own loop, no autocast unless `amp`, right padding with a mask, empty_cache
+    # every step (every tenth from 2025-11-13 on)
     stack, same = nearest_stack(versions(run).get("transformers"))
-    caveats = ("peft-benchmark-evaluation",) + (() if same else ("other-version",))
-    return Software(name="PEFT's benchmark", relation="hugging face", stack=stack, pads=True, caveats=caveats)
+    return Software(
+        name="PEFT's benchmark",
+        relation="hugging face",
+        stack=stack,
+        pads=True,
+        empties_cache=True,
+        caveats=("peft-benchmark-evaluation",) + (() if same else ("other-version",)),
+    )
 
 
 def _qwen_repository(run: PublishedRun) -> Software | str:
@@ -118,14 +131,14 @@ def _qwen_repository(run: PublishedRun) -> Software | str:
         lora_dropout=0.05,
         use_reentrant=True,
         mixed_precision=True,
-        caveats=("other-version", "qwen1-code", "float32-outputs"),
     )
 
 
 def _swift(run: PublishedRun) -> Software:
-    # modelscope/ms-swift at 4312aeb28 (2024-01): transformers >= 4.33, < 4.37, peft 0.7 (adapters in the base's dtype, float32 on 4-bit),
-    # lora_dropout_p 0.05, bf16 by default, non-reentrant checkpointing patched in, LoRATM: q, k and v
-    qwen1 = re.search(r"qwen-\d", (run.model or "").lower()) is not None
+    # modelscope/ms-swift at 97e4d198b (2024-01-02, "Update benchmark 0101"): transformers >= 4.33, peft 0.6 to 0.7 (adapters in the
+    # base's dtype, float32 on 4-bit), lora_dropout_p 0.05, bf16 by default, non-reentrant checkpointing patched in (llm/utils/model.py
+    # fix_gradient_checkpointing_warning), LoRATM: q, k and v; scripts/benchmark/test_memory_time/run_single.py: one epoch of the whole
+    # data set (4,959 samples) up to max_length 2048, of 1,000 samples above; truncation_strategy `delete` (llm/utils/argument.py)
     return Software(
         name="ms-swift",
         relation="hugging face",
@@ -135,7 +148,8 @@ def _swift(run: PublishedRun) -> Software:
         mixed_precision=True,
         default_targets=("q_proj", "k_proj", "v_proj"),
         nf4_is_double_quantized=True,
-        caveats=("other-version", "float32-outputs", "swift-accuracy", "swift-deletes-long") + (("qwen1-code",) if qwen1 else ()),
+        num_samples=4959 if (run.seq_len or 0) <= 2048 else 1000,
+        drops_long_samples=True,
     )
 
 
@@ -191,17 +205,16 @@ def _unsloth(run: PublishedRun) -> Software | str:
     if run.method == "full":
         return "precision not stated"  # Unsloth picks float32 or bfloat16 for full fine-tuning; the rows do not say which
     version = versions(run).get("unsloth", (2024, 0))
+    whole_logits = version < (2024, 11)  # cut cross entropy came on 2024-11-17
     return Software(
         name="Unsloth",
         relation="other",
-        stack="trl-1.16",
+        stack="unsloth-2024" if whole_logits else "trl-1.16",
         mixed_precision=True,
-        loss="liger",
+        loss="full" if whole_logits else "liger",
         nf4_is_double_quantized=True,
         separate_projections=True,
-        caveats=("unsloth-code",)
-        + (("unsloth-logits",) if version < (2024, 11) else ())
-        + (("unsloth-dynamic",) if version >= (2024, 12) and "nf4" in (run.quant or "").lower() else ()),
+        caveats=("unsloth-code",) + (("unsloth-dynamic",) if version >= (2024, 12) and "nf4" in (run.quant or "").lower() else ()),
     )
 
 

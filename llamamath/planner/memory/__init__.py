@@ -6,8 +6,10 @@ autograd.py    symbolic autograd                                ops.py        no
 projections.py linears, 4- and 8-bit bases, LoRA, DoRA          attention.py  attention kernels
 layers.py      decoder layers of every family                   vision.py     Mllama's image tower
 heads.py       losses                                           walk.py       one step, one scoring pass, one generation
-static.py      weights, adapters, optimizer state               interval.py   allocator, driver, bounds
-estimating.py  phases of a job on the device                    host.py       RAM
+other_layers.py, other_heads.py: the same of other training code, for describing published runs
+static.py      weights, adapters, optimizer state               estimating.py phases of a job on the device
+tape.py        a micro-batch's allocations in order             reserving.py  replayed through the allocator
+interval.py    allocator, driver, bounds                        host.py       RAM
 """
 
 from __future__ import annotations
@@ -15,26 +17,36 @@ from __future__ import annotations
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate, Peak
 from llamamath.planner.job import Job
-from llamamath.planner.memory.estimating import Capability, allocated_peak, device_memory
+from llamamath.planner.memory.estimating import Capability, allocated_peak, device_memory, workspace_bytes
 from llamamath.planner.memory.host import host_memory
 from llamamath.planner.memory.interval import interval, reasons
+from llamamath.planner.memory.reserving import Conditions, peak_reserved, replays
 from llamamath.planner.parameters import count_parameters
 
-__all__ = ["device_bytes_at_most", "estimate"]
+__all__ = ["Conditions", "device_bytes_at_most", "estimate"]
 
 
 def estimate(
-    job: Job, architecture: Architecture, *, context_bytes: int | None = None, compute_capability: Capability | None = None
+    job: Job,
+    architecture: Architecture,
+    *,
+    context_bytes: int | None = None,
+    compute_capability: Capability | None = None,
+    conditions: Conditions | None = None,
 ) -> Estimate:
     """The memory of `job` on `architecture`, every phase, device and host, with an interval and its reasons.
 
     context_bytes: the CUDA context as measured on this machine; None where it was not. compute_capability: of the card, for the size of
-    cuBLAS's workspaces. Raises FieldError for LoRA targets that name no
-    module of the model.
+    cuBLAS's workspaces. conditions: of a particular run; with them the reserved bytes of torch's default allocator come from a replay
+    (0.1 to 0.4 s), without them, or with expandable segments, from counting holes. Raises FieldError for LoRA targets that name no module
+    of the model.
     """
     memory = device_memory(job, architecture, compute_capability)
     peak = memory.peak
-    bounds = interval(job, architecture, peak.total_bytes, memory.largest_tensor_bytes, context_bytes)
+    reserved = None
+    if conditions is not None and replays(job):
+        reserved = peak_reserved(job, architecture, workspace_bytes(compute_capability), conditions)
+    bounds = interval(job, architecture, peak.total_bytes, memory.largest_tensor_bytes, context_bytes, reserved)
     return Estimate(
         phases=memory.phases,
         peak=Peak(

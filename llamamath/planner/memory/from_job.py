@@ -10,8 +10,9 @@ from llamamath.planner.memory.settings import WIDTHS, Settings
 from llamamath.planner.parameters import adapted_weights
 from llamamath.planner.stack import LogitsPath, find_stack
 
-SMALL_BATCH_ROWS = 1536
-"""bitsandbytes 0.50.2 `_gemm_4bit_custom_max_m`: above it a 4-bit product always dequantises its weight."""
+SMALL_BATCH_ROWS = 4
+"""bitsandbytes 0.50.2 `_GEMM_4BIT_CUSTOM_FLOOR_M`: up to it a 4-bit product never dequantises its weight. Above 1,536 rows it always
+does; between, the card and the shape decide, and it is taken to."""
 REPEATING_FAMILIES = ("mistral", "qwen2", "phi3")
 """transformers 4.45 `modeling_<family>.py`, FlashAttention2.forward: `repeat_kv` of keys and values; Llama's does not."""
 TILE_TOKENS = 4096

@@ -167,7 +167,7 @@ class Head:
         del logits
         shifted = wide if s.loss == "hf5_full" else self.shift(wide)
         log_probs = shifted if s.fused else self.log_softmax(shifted)
-        out = self._in_place_loss(log_probs) if s.fused else self.nll(log_probs)
+        out = self.in_place_loss(log_probs) if s.fused else self.nll(log_probs)
         del wide, shifted, log_probs
         return out
 
@@ -201,13 +201,13 @@ class Head:
             g.attach(out, (log_probs,), backward)
         return out
 
-    def _in_place_loss(self, logits: Value) -> Value:
+    def in_place_loss(self, logits: Value) -> Value:
         """A fused cross entropy whose gradient overwrites the logits."""
         g = self.graph
         out = g.allocate(0, 4)
         if g.needs_grad(logits):
             kept = [logits]
-            owner = Value(logits.buffer, logits.numel, 4)
+            owner = Value(logits.buffer, logits.numel, logits.width)
 
             def in_place(grad: Value) -> Sequence[Value | None]:
                 kept.clear()

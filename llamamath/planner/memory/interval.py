@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamamath.planner.architecture import Architecture
-from llamamath.planner.job import Job
+from llamamath.planner.job import STACKS, Job
 from llamamath.planner.memory.from_job import attention_kernel, is_masked
+from llamamath.planner.stack import find_stack
 from llamamath.units import GIB, format_bytes
 
 CONTEXT_LOW_BYTES = round(0.2 * GIB)
@@ -36,13 +37,18 @@ class Interval:
     high_bytes: int
 
 
-def interval(job: Job, architecture: Architecture, allocated: int, hole: int, context_bytes: int | None) -> Interval:
-    """Bounds around an allocated peak. hole: the largest single tensor. context_bytes: the driver's share if it was measured here."""
+def interval(
+    job: Job, architecture: Architecture, allocated: int, hole: int, context_bytes: int | None, reserved_bytes: int | None = None
+) -> Interval:
+    """Bounds around an allocated peak. hole: the largest single tensor. context_bytes: the driver's share if it was measured here.
+
+    reserved_bytes: from a replay of the allocator; None: by counting holes.
+    """
     expected_holes, most_holes = _holes(job)
-    reserved = -(-(allocated + expected_holes * hole) // PAGE) * PAGE
+    reserved = -(-(allocated + expected_holes * hole) // PAGE) * PAGE if reserved_bytes is None else reserved_bytes
     context = CONTEXT_BYTES if context_bytes is None else context_bytes
     low_context, high_context = (CONTEXT_LOW_BYTES, CONTEXT_HIGH_BYTES) if context_bytes is None else (context_bytes, context_bytes)
-    error = _formula_error(job)
+    error = formula_error(job)
     low = round(allocated * (1 - error)) + low_context
     high = round(allocated * (1 + error)) + most_holes * hole + _attention_workspace(job, architecture) + high_context + PAGE
     return Interval(reserved, reserved + context, low, max(high, reserved + context))
@@ -50,7 +56,7 @@ def interval(job: Job, architecture: Architecture, allocated: int, hole: int, co
 
 def reasons(job: Job, architecture: Architecture, hole: int, context_bytes: int | None) -> tuple[str, ...]:
     """Why the interval is as wide as it is, for people."""
-    error = _formula_error(job)
+    error = formula_error(job)
     found = [
         f"allocator: between 0 and {_holes(job)[1]} holes the size of the largest tensor ({format_bytes(hole)}) may stay unused",
         f"formula: within {error:.0%} of a trace of the real step" + (", this path is not verified" if error == UNVERIFIED_ERROR else ""),
@@ -67,18 +73,20 @@ def reasons(job: Job, architecture: Architecture, hole: int, context_bytes: int 
 def _holes(job: Job) -> tuple[int, int]:
     """Holes the size of the largest tensor that the allocator is expected to leave unused, and at most: (expected, most).
 
-    Only runs that llamamath launches are known to use `expandable_segments`; the other stacks describe runs with torch's default.
+    Only runs that llamamath launches are known to use `expandable_segments`; most other stacks describe runs with torch's default.
     """
-    return (1, 2) if job.stack == "trl-1.16" else (2, 4)
+    return (1, 2) if find_stack(job.stack).expandable_segments else (2, 4)
 
 
-def _formula_error(job: Job) -> float:
+def formula_error(job: Job) -> float:
+    """How far the allocated bytes may be from the real step's, as a share."""
     return UNVERIFIED_ERROR if _unverified(job) else VERIFIED_ERROR
 
 
 def _unverified(job: Job) -> bool:
-    """Paths that no trace or published run has confirmed: DoRA, Liger's chunks, offload, images."""
-    return bool(job.offload) or job.num_images > 0 or job.loss == "liger" or bool(job.lora and job.lora.use_dora)
+    """Paths that no trace or published run has confirmed: DoRA, Liger's chunks, offload, images; other people's training code."""
+    other_code = job.stack not in STACKS
+    return other_code or bool(job.offload) or job.num_images > 0 or job.loss == "liger" or bool(job.lora and job.lora.use_dora)
 
 
 def _attention_workspace(job: Job, architecture: Architecture) -> int:

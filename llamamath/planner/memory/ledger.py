@@ -17,12 +17,14 @@ BASE, LORA, OPTIMIZER, GRADIENT, ACTIVATION, LOGITS, KV_CACHE, TEMPORARY = range
 class Buffer:
     """`size` bytes of one component, counted in `ledger` until the last reference goes."""
 
-    __slots__ = ("component", "ledger", "size")
+    __slots__ = ("component", "entry", "ledger", "size")
 
     def __init__(self, ledger: Ledger, size: Size, component: int) -> None:
         self.ledger = ledger
         self.size = size
         self.component = component
+        self.entry = ledger.recorder.allocated(size) if ledger.recorder is not None else 0
+        """Its number in the recording, if there is one."""
         ledger.live[component] += size
         ledger.grew = True
 
@@ -31,6 +33,8 @@ class Buffer:
         if ledger.grew:
             ledger.record()
         ledger.live[self.component] -= self.size
+        if self.entry and ledger.recorder is not None:
+            ledger.recorder.events.append(-self.entry)
 
     def relabel(self, component: int) -> None:
         """Count these bytes under another component from now on (an activation's gradient becomes a parameter's)."""
@@ -51,6 +55,20 @@ class Instant:
     components: tuple[tuple[int, ...], ...]
 
 
+class Recorder:
+    """Allocations and releases in order: i > 0 allocates tensor i, of `sizes[i - 1]`; -i frees it."""
+
+    def __init__(self) -> None:
+        self.events: list[int] = []
+        self.sizes: list[Size] = []
+
+    def allocated(self, size: Size) -> int:
+        """Note an allocation; its number."""
+        self.sizes.append(size)
+        self.events.append(len(self.sizes))
+        return len(self.sizes)
+
+
 class Ledger:
     """Live bytes by component, and every local maximum of the phase that is running."""
 
@@ -60,8 +78,18 @@ class Ledger:
         self.where = ""
         self.sizes: set[Size] = set()
         """Sizes of all tensors allocated so far."""
+        self.recorder: Recorder | None = None
         self._maxima: dict[Size, tuple[str, tuple[Size, ...]]] = {}
         self._phases: dict[str, list[dict[Size, tuple[str, tuple[Size, ...]]]]] = {}
+
+    def start_recording(self) -> Recorder:
+        """Note every allocation and release from now on."""
+        self.recorder = Recorder()
+        return self.recorder
+
+    def stop_recording(self) -> None:
+        """Note no more; what is alive is left alive in the recording."""
+        self.recorder = None
 
     def enter(self, phase: str) -> None:
         """Start (or resume) recording under `phase`."""

@@ -1,7 +1,8 @@
-"""Losses of other training code, for describing published runs: LitGPT's and torchtune's.
+"""Losses of other training code, for describing published runs: LitGPT's, torchtune's, and Unsloth's of 2024.
 
 Sources: Lightning-AI/litgpt at 8641822 and 00af8b0d (`utils.py` chunked_cross_entropy, `finetune/lora.py`, `finetune/full.py`), Lightning
-2.4 `plugins/precision/half.py`; pytorch/torchtune at 1814feb17 (`modules/loss/ce_chunked_output_loss.py`, `modules/transformer.py`).
+2.4 `plugins/precision/half.py`; unslothai/unsloth in September 2024 (`kernels/cross_entropy_loss.py`); pytorch/torchtune at 1814feb17
+(`modules/loss/ce_chunked_output_loss.py`, `modules/transformer.py`).
 One chunk of logits is the TILE monomial: 128 positions of every row in LitGPT, an eighth of the positions in torchtune.
 """
 
@@ -84,6 +85,18 @@ def litgpt_full(head: Head, hidden: Value) -> Value:
     return g.attach(loss, (shifted,), backward)
 
 
+def unsloth_full(head: Head, hidden: Value) -> Value:
+    """Whole logits in the model's dtype: the fused loss overwrites them with their gradient. Labels are shifted, not logits.
+
+    Under autocast accelerate copies the outputs to float32 when the forward returns.
+    """
+    g = head.graph
+    logits = head.logits(hidden)
+    converted = g.allocate(logits.numel, 4, LOGITS) if head.settings.autocast else None
+    del converted
+    return head.in_place_loss(logits)
+
+
 def torchtune_full(head: Head, hidden: Value) -> Value:
     """`output(h).float()`: the model-dtype logits go at once; log-softmax and its gradients in float32."""
     logits = _logits_in(head, head.logits(hidden), 4)
@@ -136,6 +149,7 @@ def _logits_in(head: Head, logits: Value, width: int) -> Value:
 LOSSES: dict[str, Callable[[Head, Value], Value]] = {
     "litgpt_chunked": litgpt_chunked,
     "litgpt_full": litgpt_full,
+    "unsloth_full": unsloth_full,
     "torchtune_full": torchtune_full,
     "torchtune_chunked": torchtune_chunked,
     "torchtune_compiled": torchtune_compiled,

@@ -157,15 +157,16 @@ class Projections:
         return weight
 
     def _linear8bit(self, x: Value, rows: Size, in_features: int, out_features: int) -> Value:
-        """MatMul8bitLt with threshold 6: an int8 copy and outlier scan of the input, an int32 product; keeps its input for backward."""
+        """MatMul8bitLt with threshold 6: an int8 copy and outlier scan of the input; the product in int32 and fp16. Keeps its input."""
         g = self.graph
         numel = in_features * out_features
         quantised = ops.temporary(g, x.numel, 1)
         scan = [ops.temporary(g, x.numel, 2), ops.temporary(g, x.numel, 2), ops.temporary(g, x.numel, 1)]  # fp16 copy, |x|, |x| >= 6
         scan.clear()
-        product = ops.temporary(g, rows * out_features, 4)
+        product = [ops.temporary(g, rows * out_features, 4), ops.temporary(g, rows * out_features, 2)]  # int32, then fp16
         out = g.allocate(rows * out_features, x.width)
-        del product, quantised
+        product.clear()
+        del quantised
         if g.kept is not None:
             g.kept.append(x)
         if g.needs_grad(x):

@@ -54,7 +54,7 @@ class Settings:
     accumulating: bool
     """Gradients of earlier micro-batches are alive during forward and backward."""
     small_batch: bool
-    """At most 1,536 rows reach each 4-bit linear, so bitsandbytes may use its fused kernel, which dequantises nothing."""
+    """So few rows reach each 4-bit linear that bitsandbytes uses its fused kernel, which dequantises nothing."""
     single_row: bool
     """One sequence per micro-batch: slicing one position off it leaves it contiguous, so the shifted logits are no copy."""
     reference: bool

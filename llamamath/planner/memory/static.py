@@ -50,7 +50,7 @@ class Static:
     layer_bytes: int
     """Of the base, what lies in the layers of the decoder (and so could be streamed)."""
     largest_weight_bytes: int
-    """The largest single weight in its load dtype: what passes through the GPU while a quantised model loads."""
+    """The largest quantised weight in its load dtype: what passes through the GPU while the model loads (0 for a plain model)."""
 
     @property
     def trainable_numel(self) -> int:
@@ -102,7 +102,14 @@ def static_memory(architecture: Architecture, settings: Settings, lora: Lora | N
     adapters = 0
     if lora is None:
         trainable = [
-            Trainable(weight.numel, settings.load_width, weight.copies, weight.role == "embedding") for weight in weights(architecture)
+            Trainable(
+                weight.numel,
+                settings.load_width,
+                weight.copies,
+                embedding=weight.role == "embedding",
+                reached=settings.images or _is_for_text(weight),
+            )
+            for weight in weights(architecture)
         ]
     else:
         for weight in adapted_weights(architecture, lora):
@@ -116,7 +123,8 @@ def static_memory(architecture: Architecture, settings: Settings, lora: Lora | N
     layers = sum(
         weight_bytes(weight, settings) * weight.copies for weight in weights(architecture) if weight.layers and weight.tower == "text"
     )
-    largest = max(weight.numel for weight in weights(architecture)) * settings.load_width
+    quantized = [weight.numel for weight in weights(architecture) if settings.quantized and weight.role == "linear"]
+    largest = max(quantized, default=0) * settings.load_width
     gradients = sum(aligned(tensor.numel * tensor.width) * tensor.copies for tensor in trainable if tensor.reached)
     return Static(base, adapters, tuple(trainable), gradients, layers, largest)
 

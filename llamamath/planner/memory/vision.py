@@ -41,8 +41,10 @@ class VisionTower:
         hidden = self._stack(hidden, vision, vision.num_hidden_layers, kept, gated=False)
         hidden = self._norm(hidden)
         hidden = self._stack(hidden, vision, vision.num_global_layers, kept, gated=True)
-        kept.clear()
+        intermediate = g.allocate(VISION * (vision.hidden_size * len(vision.intermediate_layers_indices)), hidden.width)
         joined = g.allocate(VISION * vision.output_dim, hidden.width)
+        kept.clear()
+        del intermediate
         if g.needs_grad(hidden):
             ops.keep_for(g, joined, hidden)
         del hidden, mask, pixels
@@ -54,7 +56,7 @@ class VisionTower:
         before = list(ledger.live)
         trainable = self.project.trainable_bytes
         hidden = self._layer(hidden, vision, gated=gated)
-        if hidden.width == 2:  # the encoder collects every layer's output, which nothing else keeps (fp32 ones are the next norm's input)
+        if hidden.node is None or hidden.width == 2:  # the encoder collects every output; the next norm saves an fp32 one anyway
             kept.append(Buffer(ledger, hidden.numel * hidden.width * (count - 1), ACTIVATION))
             before[ACTIVATION] += hidden.numel * hidden.width * (count - 1)
         retained = [max(0, now - then) for now, then in zip(ledger.live, before, strict=True)]

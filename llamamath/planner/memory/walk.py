@@ -28,9 +28,11 @@ Layer = Callable[[Value], Value]
 class Walk:
     """One symbolic model. Each public method walks one pass; `ledger.instants()` has the result."""
 
-    def __init__(self, architecture: Architecture, settings: Settings) -> None:
+    def __init__(self, architecture: Architecture, settings: Settings, *, deep: bool = False) -> None:
         self.architecture = architecture
         self.settings = settings
+        self.deep = deep
+        """Walk every decoder layer instead of extrapolating from one."""
         self.ledger = Ledger()
         self.graph = Graph(self.ledger)
         self.layers = decoder_layer(self.graph, architecture, settings)
@@ -96,7 +98,7 @@ class Walk:
         cast_cache = Buffer(self.ledger, self.autocast_cache_bytes(without_gradients=True), TEMPORARY)
         self.ledger.enter("prefill")
         self.ledger.where = "prefill"
-        hidden = self._embed()
+        hidden = embedded = self._embed()
         shared = self._shared()
         if self.settings.images:
             self.vision = VisionTower(g, a, self.settings, self.layers.project).states()
@@ -113,6 +115,7 @@ class Walk:
             filled.append(Buffer(self.ledger, vision_layer * len(a.cross_attention_layers), KV_CACHE))
         hidden = self._layer("self", cache)(hidden)
         hidden = self.layers.norm(hidden, TOKENS)
+        del embedded
         self._sample()
         cache.kept.clear()
         filled.clear()
@@ -147,11 +150,15 @@ class Walk:
         filled.clear()
 
     def _sample(self) -> None:
-        """Next-token logits: in the compute dtype, accelerate's fp32 copy of the output, generate's own fp32 copy, probabilities."""
+        """Next-token logits: in the compute dtype, accelerate's fp32 copy of the output, generate's own fp32 copy, probabilities.
+
+        PEFT calls the base model's `generate`, so its forward is neither wrapped by accelerate (no copy) nor under autocast.
+        """
         g, v = self.graph, self.architecture.vocab_size
-        logits = g.allocate(ROWS * v, self.settings.residual_width, LOGITS)
-        wide = g.allocate(ROWS * v, 4, LOGITS)
-        del logits
+        wide = g.allocate(ROWS * v, self.settings.residual_width, LOGITS)
+        if self.settings.train_base:
+            logits, wide = wide, g.allocate(ROWS * v, 4, LOGITS)
+            del logits
         copies = [g.allocate(ROWS * v, 4, LOGITS), g.allocate(ROWS * v, 4, LOGITS)]
         copies.clear()
         del wide
@@ -221,7 +228,7 @@ class Walk:
     def _shared(self) -> list[Value]:
         g, s, a = self.graph, self.settings, self.architecture
         tables = [g.allocate(LENGTH * a.head_dim, 2 * self.embedding.width)]
-        if s.masked and s.attention in ("efficient", "eager"):
+        if s.attention == "eager" or (s.masked and s.attention == "efficient"):
             tables.append(g.allocate(MASK, 1 if s.attention == "efficient" else s.load_width))
         return tables
 
@@ -293,8 +300,8 @@ class Walk:
     def _before_recomputation(self, numel: Size, width: int) -> list[Value]:
         """Gradients that exist when torch recomputes the layer: its last operations save nothing, so their backward runs first.
 
-        The scaling of the down projection's adapter and granite's scaling of the branch; a 4-bit down projection without an adapter
-        keeps its weight outside autograd's saved tensors, so even its backward runs first. Reentrant checkpointing recomputes at once,
+        The scaling of the down projection's adapter and granite's scaling of the branch; a quantised down projection without an adapter
+        keeps its operands outside autograd's saved tensors, so even its backward runs first. Reentrant checkpointing recomputes at once,
         and so does a layer that ends in a norm (gemma2).
         """
         s = self.settings
@@ -306,7 +313,7 @@ class Walk:
             early.append(self.graph.allocate(numel, s.adapter_width if widened else width))
             if widened:
                 early.append(self.graph.allocate(numel, width))  # the base's share of the gradient, narrowed again
-        elif s.quantization in ("nf4", "nf4-dq"):
+        elif s.quantized:
             early.append(self.graph.allocate(TOKENS * self.architecture.intermediate_size, s.compute_width))
         return early
 
@@ -324,6 +331,10 @@ class Walk:
 
     def _extrapolated(self, kind: str, count: int, box: list[Value]) -> Value:
         """`count` layers: one walked, and a buffer for what the others retain, freed (and their gradients left) in backward."""
+        if self.deep:
+            for _ in range(count):
+                box.append(self._layer_in_place(kind, box))
+            return box.pop()
         g, ledger = self.graph, self.ledger
         before = list(ledger.live)
         trainable, kept = self.layers.project.trainable_bytes, len(g.kept or ())
@@ -372,7 +383,7 @@ def walked(architecture: Architecture, settings: Settings) -> Walked:
             scoring = Walk(architecture, settings)
             scoring.score(adapters=settings.old_log_probs)
             result.update(scoring.ledger.instants())
-        generating = Walk(architecture, settings)
+        generating = Walk(architecture, replace(settings, autocast=settings.autocast and settings.train_base))
         generating.generate()
         result.update(generating.ledger.instants())
     if settings.evaluating:

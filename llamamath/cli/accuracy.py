@@ -59,7 +59,7 @@ def _print_summary(result: object) -> None:
 
     from llamamath.planner.accuracy.compare import Accuracy
     from llamamath.planner.accuracy.jobs import GROUPS
-    from llamamath.planner.accuracy.report import percent, signed
+    from llamamath.planner.accuracy.markdown import percent, signed
 
     assert isinstance(result, Accuracy)
     table = Table(title="Predicted against measured", caption="error = predicted / measured - 1; under = predicted too low")

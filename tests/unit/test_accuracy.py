@@ -18,9 +18,19 @@ from llamamath.errors import UnknownNameError, UsageError
 from llamamath.planner.accuracy.caveats import CAVEATS, explains
 from llamamath.planner.accuracy.compare import CONTRADICTION, Accuracy, compare, summarise
 from llamamath.planner.accuracy.document import to_json
-from llamamath.planner.accuracy.fields import Measure, Missing, read_length_kind, read_measure, read_optimizer, read_precision
+from llamamath.planner.accuracy.fields import (
+    Lengths,
+    Measure,
+    Missing,
+    read_length_kind,
+    read_lengths,
+    read_measure,
+    read_optimizer,
+    read_precision,
+)
 from llamamath.planner.accuracy.jobs import GROUPS, Excluded, MappedRun, model_names, row_to_job
 from llamamath.planner.accuracy.models import own_architecture, published_parameters
+from llamamath.planner.accuracy.orders import NUM_ORDERS, Sampling, orders
 from llamamath.planner.accuracy.report import GENERATED, to_markdown, without_date
 from llamamath.planner.accuracy.rows import PublishedRun, parse_run, parse_runs, read_runs
 from llamamath.planner.accuracy.run import accuracy_of, card_capacity, default_runs
@@ -28,6 +38,7 @@ from llamamath.planner.accuracy.software import nearest_stack, software_of, vers
 from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate, HostMemory, Peak
 from llamamath.planner.job import ALL_LINEAR, Job
+from llamamath.planner.memory import Conditions
 from llamamath.planner.parameters import count_parameters
 from llamamath.units import GIB, MIB
 
@@ -83,7 +94,7 @@ def estimate(allocated: int, *, reserved: int = 0, device: int = 0, low: int = 0
 
 
 def accuracy(rows: list[PublishedRun], prediction: Estimate) -> Accuracy:
-    return compare(rows, lambda job, architecture: prediction, resolve=known, capacity=lambda row: 80 * GIB)
+    return compare(rows, lambda job, architecture, conditions: prediction, resolve=known, capacity=lambda row: 80 * GIB)
 
 
 # reading
@@ -185,7 +196,7 @@ def test_peft_benchmark_is_padded_and_reads_the_adapter_configuration() -> None:
     assert lora is not None and lora.use_dora and lora.lora_dropout == 0 and lora.dtype == "float32"
     assert row.job.padding and row.job.mixed_precision is False and row.job.attn_implementation == "sdpa"
     assert (row.group, row.measure, row.length_kind, row.job.stack) == ("C", "reserved", "bound", "transformers-5")
-    assert {"length-bound", "reserved-varying", "peft-benchmark-evaluation"} <= set(row.caveats)
+    assert {"length-bound", "reserved-varying", "peft-benchmark-evaluation"} <= set(row.caveats) and row.conditions.empties_cache
     for config in ({"use_bdlora": {"nblocks": 2}}, {"init_lora_weights": "mica"}, {"bias": "all"}, {"layer_replication": [[0, 4]]}):
         assert excluded(**changes, extra={"peft_config": config}) == "a variant of LoRA that a Job cannot describe"
     assert isinstance(row_to_job(run(**changes, extra={"peft_config": {"init_lora_weights": "pissa"}}), known), MappedRun)
@@ -233,6 +244,33 @@ def test_qwen_names_and_ms_swift_defaults() -> None:
     assert excluded(**swift | {"quant": "gptq-int4"}).startswith("weights quantised by another method")
     own = {"source": "", "framework": "Qwen repo finetune.py; transformers>=4.32", "model": "Qwen/Qwen-7B", "dtype": "bf16"}
     assert excluded(**own, method="full", quant="none").startswith("sharded or offloading engine")
+
+
+def test_lengths_are_read_and_drawn_in_several_orders() -> None:
+    text = "max_length truncation on cls-fudan-news-zh (lengths 3234+-2547, min 91, max 19548) -> peak batch reaches max_length"
+    lengths = read_lengths(run(seq_len_kind=text))
+    assert lengths == Lengths(mean=3234, deviation=2547, shortest=91, longest=19548)
+    assert read_lengths(run(seq_len_kind="exact")) is None and read_lengths(run(seq_len_kind="lengths 5+-0, min 9, max 1")) is None
+    assert lengths is not None
+    dropping = orders(lengths, Sampling(limit=2048, batch_size=1, num_samples=500, drops_long=True))
+    cutting = orders(lengths, Sampling(limit=2048, batch_size=1, num_samples=500, drops_long=False))
+    assert dropping == orders(lengths, Sampling(limit=2048, batch_size=1, num_samples=500, drops_long=True))  # fixed seeds
+    assert len(dropping) == len(cutting) == NUM_ORDERS and len(set(dropping)) > 1
+    assert all(91 <= length <= 2048 for order in dropping for length in order)
+    assert all(len(order) == 500 and order.count(2048) > 250 for order in cutting)
+    assert orders(lengths, Sampling(limit=90, batch_size=1, num_samples=500, drops_long=True)) == ()
+    pairs = orders(lengths, Sampling(limit=2048, batch_size=2, num_samples=500, drops_long=False))
+    assert all(len(order) == 250 for order in pairs)
+
+
+def test_what_a_run_is_replayed_with() -> None:
+    assert mapped().conditions == Conditions()
+    swift = mapped(
+        source="", framework="ms-swift 1.x", model="Qwen/Qwen-7B-Chat", dtype="bf16", quant="none", lora_targets="DEFAULT", flags={},
+        seq_len=2048, seq_len_kind="truncation (lengths 3234+-2547, min 91, max 19548)", measure="torch.cuda.max_memory_reserved",
+    )  # fmt: skip
+    assert len(swift.conditions.orders) == NUM_ORDERS and max(map(max, swift.conditions.orders)) <= 2048
+    assert "order-unknown" in swift.caveats and "reserved-varying" not in swift.caveats
 
 
 def test_unsloth_precision_by_gpu_and_offloaded_checkpoints() -> None:
@@ -391,9 +429,14 @@ def test_the_figure_decides_what_is_compared() -> None:
         assert accuracy([run(measure=measure)], prediction).comparisons[0].predicted_bytes == size * GIB
 
 
-def test_nvidia_smi_decides_whether_a_run_was_above_the_interval() -> None:
-    found = accuracy([run(measured_bytes=10 * GIB, extra={"nvidia_smi_peak_MiB": 14 * 1024})], estimate(10 * GIB, high=13 * GIB))
-    assert found.comparisons[0].above_high and found.comparisons[0].error == 0
+def test_an_allocated_figure_is_held_against_its_own_bound_and_nvidia_smi_against_the_device() -> None:
+    smi = {"nvidia_smi_peak_MiB": 14 * 1024}
+    exact = accuracy([run(measured_bytes=10 * GIB, extra=smi)], estimate(10 * GIB, high=13 * GIB)).comparisons[0]
+    assert not exact.above_high and exact.device_above_high and exact.error == 0
+    low = accuracy([run(measured_bytes=round(10.2 * GIB), extra={})], estimate(10 * GIB, high=13 * GIB)).comparisons[0]
+    assert low.above_high and low.device_above_high is None  # the formula is given 1 %
+    reserved = accuracy([run(measured_bytes=12 * GIB, measure="max_memory_reserved")], estimate(10 * GIB, high=13 * GIB)).comparisons[0]
+    assert not reserved.above_high
 
 
 @pytest.mark.parametrize(
@@ -417,7 +460,7 @@ def test_a_figure_that_its_own_configuration_rules_out_is_left_out_and_listed() 
 
 
 def test_every_run_is_accounted_for() -> None:
-    def predict(job: Job, architecture: Architecture) -> Estimate:
+    def predict(job: Job, architecture: Architecture, conditions: Conditions) -> Estimate:
         if job.per_device_train_batch_size == 3:
             raise UsageError("no")
         return estimate(GIB)
@@ -452,7 +495,7 @@ def test_report_prints_every_row_and_changes_only_its_date() -> None:
 
 
 def test_empty_file_makes_a_report() -> None:
-    found = compare([], lambda job, architecture: estimate(1), resolve=known)
+    found = compare([], lambda job, architecture, conditions: estimate(1), resolve=known)
     assert "# Predicted against measured" in to_markdown(found, date="2026-01-01", source="runs.jsonl")
 
 
@@ -463,7 +506,7 @@ def test_empty_file_makes_a_report() -> None:
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[typer.Typer, Path]:
     """The command alone, predicting 10 GiB for everything, and a file of two runs, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llamamath.planner.accuracy.run._memory_model", lambda: lambda job, architecture: estimate(10 * GIB))
+    monkeypatch.setattr("llamamath.planner.accuracy.run._memory_model", lambda: lambda job, architecture, conditions: estimate(10 * GIB))
     monkeypatch.setattr("llamamath.planner.accuracy.run._known_models", lambda: known)
     app = typer.Typer()
     app.command()(accuracy_command)
@@ -524,7 +567,7 @@ def shared_runs() -> Path:
 )
 def test_the_published_runs_give_at_least_a_hundred_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMAMATH_SHARED_DATA", str(shared_runs().parents[1]))
-    found = accuracy_of(default_runs(), predict=lambda job, architecture: estimate(10 * GIB, parameters=1))
+    found = accuracy_of(default_runs(), predict=lambda job, architecture, conditions: estimate(10 * GIB, parameters=1))
     assert found.malformed == 0 and found.total >= 800
     assert len(found.comparisons) >= 100 and {"A", "B", "C", "D", "E"} <= set(found.groups)
     assert all(comparison.mapped.run.gpu_count == 1 for comparison in found.comparisons)

@@ -17,6 +17,7 @@ from llamamath.planner.architecture import Architecture
 from llamamath.planner.estimate import Estimate
 from llamamath.planner.job import Job
 from llamamath.planner.memory import Conditions
+from llamamath.planner.memory.interval import formula_error
 
 Predictor = Callable[[Job, Architecture, Conditions], Estimate]
 Capacity = Callable[[PublishedRun], int | None]
@@ -53,14 +54,22 @@ class Comparison:
         return self.predicted_bytes / self.measured_bytes - 1
 
     @property
-    def device_bytes(self) -> int:
-        """The most inclusive published figure: nvidia-smi's where given, else the figure itself, a lower bound of it."""
-        return max(self.mapped.run.nvidia_smi_bytes or 0, self.measured_bytes)
+    def above_high(self) -> bool:
+        """The figure is above the bound on what it measures.
+
+        Allocated: the prediction and the formula's own error (1 % or 5 %, `interval.formula_error`). Reserved and device: the high end of
+        the interval, which bounds the device. nvidia-smi's figure beside an allocated one is judged by `device_above_high`.
+        """
+        peak = self.estimate.peak
+        if self.mapped.measure == "allocated":
+            return self.measured_bytes > peak.allocated_bytes * (1 + formula_error(self.mapped.job))
+        return self.measured_bytes > peak.high_bytes
 
     @property
-    def above_high(self) -> bool:
-        """The run used more than the interval that the verdict is taken on."""
-        return self.device_bytes > self.estimate.peak.high_bytes
+    def device_above_high(self) -> bool | None:
+        """nvidia-smi's figure of the same run is above the high end of the interval; None without one."""
+        smi = self.mapped.run.nvidia_smi_bytes
+        return None if smi is None else smi > self.estimate.peak.high_bytes
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -292,20 +292,19 @@ def _group(software: Software, length_kind: str) -> str:
 def _caveats(
     run: PublishedRun, software: Software, measure: Measure, length_kind: str, described: tuple[Job, Precision]
 ) -> tuple[str, ...]:
-    job, precision = described
+    precision = described[1]
     found = list(software.caveats) + list(measure.caveats) + list(read_attention(run)[1])
     if length_kind != "exact":
         found.append("length-bound" if length_kind == "bound" else "length-reached")
     if measure.kind != "allocated":
-        found.append("allocator-slack" if length_kind == "exact" else "reserved-varying")
+        known = "order-unknown" if read_lengths(run) is not None else "reserved-varying"
+        found.append("allocator-slack" if length_kind == "exact" else known)
     if precision.by_gpu:
         found.append("dtype-by-gpu")
     if precision.changed:
         found.append("dtype-changed")
     if isinstance(run.lora_targets, str) and run.lora_targets.lower().startswith("default"):
         found.append("targets-by-default")
-    if job.lora is not None and "qwen1-code" in found:
-        found.append("fused-qkv-adapter")
     if run.trust.lower().startswith("low"):
         found.append("self-reported-doubt")
     return tuple(dict.fromkeys(found))

@@ -28,5 +28,5 @@ def host_memory(job: Job, architecture: Architecture, static: Static, optimizer:
     if "optimizer" in job.offload:
         pinned += optimizer.state_bytes
     return HostMemory(
-        peak_bytes=LIBRARIES_BYTES + CUDA_LIBRARIES_BYTES + static.largest_weight_bytes + unpinned + pinned, pinned_bytes=pinned
+        peak_bytes=LIBRARIES_BYTES + CUDA_LIBRARIES_BYTES + static.largest_read_bytes + unpinned + pinned, pinned_bytes=pinned
     )

@@ -176,7 +176,7 @@ def _state_sizes(optim: str, tensor: Trainable) -> list[int]:
     """Tensors of optimizer state on the device for all copies of a trainable tensor: two moments, and 8-bit moments' scales."""
     if not tensor.reached:
         return []
-    one = optimizer_memory(optim, Static(0, 0, (Trainable(tensor.numel, tensor.width, 1, tensor.embedding),), 0, 0, 0))
+    one = optimizer_memory(optim, Static(0, 0, (Trainable(tensor.numel, tensor.width, 1, tensor.embedding),), 0, 0, 0, 0))
     if not one.state_bytes:
         return []
     return [one.state_bytes // 2] * (2 * tensor.copies)

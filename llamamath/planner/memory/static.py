@@ -51,6 +51,8 @@ class Static:
     """Of the base, what lies in the layers of the decoder (and so could be streamed)."""
     largest_weight_bytes: int
     """The largest quantised weight in its load dtype: what passes through the GPU while the model loads (0 for a plain model)."""
+    largest_read_bytes: int
+    """The largest weight of all in its load dtype: what passes through RAM while the model loads."""
 
     @property
     def trainable_numel(self) -> int:
@@ -125,8 +127,9 @@ def static_memory(architecture: Architecture, settings: Settings, lora: Lora | N
     )
     quantized = [weight.numel for weight in weights(architecture) if settings.quantized and weight.role == "linear"]
     largest = max(quantized, default=0) * settings.load_width
+    largest_read = max(weight.numel for weight in weights(architecture)) * settings.load_width
     gradients = sum(aligned(tensor.numel * tensor.width) * tensor.copies for tensor in trainable if tensor.reached)
-    return Static(base, adapters, tuple(trainable), gradients, layers, largest)
+    return Static(base, adapters, tuple(trainable), gradients, layers, largest, largest_read)
 
 
 @dataclass(frozen=True, slots=True)

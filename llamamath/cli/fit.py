@@ -80,7 +80,10 @@ def fit(
         raise FieldError("--memory-model", memory_model, ", ".join(MEMORY_MODELS))
     chosen = _Choice(models=tuple(models or ()), job=job, jobs=jobs, plan=plan, recipe=recipe, largest=largest, flags=flags)
     _check(chosen)
-    budget = Budget(vram_bytes=parse_bytes(vram, "--vram") if vram else None, ram_bytes=parse_bytes(ram, "--ram") if ram else None)
+    budget = Budget(
+        vram_bytes=parse_bytes(vram, "--vram") if vram is not None else None,
+        ram_bytes=parse_bytes(ram, "--ram") if ram is not None else None,
+    )
     shown = Shown(json_output=json_output, equations=memory_model == "paper", suggestions=most)
     code = _run(chosen, tuple(gpu or ()), budget, use_total, shown)
     if code:

@@ -87,9 +87,9 @@ def plan(
         if value is not None and not 0 < value < 1e9:
             raise FieldError(name, value, "a number above 0")
     budget = Budget(
-        vram_bytes=parse_bytes(vram, "--vram") if vram else None,
-        ram_bytes=parse_bytes(ram, "--ram") if ram else None,
-        disk_bytes=parse_bytes(disk, "--disk") if disk else None,
+        vram_bytes=parse_bytes(vram, "--vram") if vram is not None else None,
+        ram_bytes=parse_bytes(ram, "--ram") if ram is not None else None,
+        disk_bytes=parse_bytes(disk, "--disk") if disk is not None else None,
         hours=hours,
         cost_usd=cost,
     )

@@ -101,6 +101,10 @@ def optional(reader: Reader) -> Reader:
     return read
 
 
+_REPEATED_REPEAT = re.compile(r"[*+}][^()]*\)[?]?[*+{]|[*+}]\)+[*+{]")
+"""A quantifier inside a group that is itself quantified: such patterns can take exponential time."""
+
+
 def target_modules(field: str, value: Any) -> str | tuple[str, ...]:
     """PEFT's `target_modules`: `all-linear`, a list of module names, or a regular expression that a whole module path must match."""
     allowed = f"{ALL_LINEAR}, a list of module names such as [q_proj, v_proj], or a regular expression for whole module paths"
@@ -117,6 +121,8 @@ def target_modules(field: str, value: Any) -> str | tuple[str, ...]:
         return pattern
     if len(pattern) > 500:
         raise FieldError(field, value, allowed)
+    if _REPEATED_REPEAT.search(pattern):
+        raise FieldError(field, value, allowed, hint="a repeated group must not repeat inside, as in (.*)*: matching it may never end")
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

@@ -154,15 +154,17 @@ def _swift(run: PublishedRun) -> Software:
 
 
 def _trl(run: PublishedRun) -> Software:
+    # before 1.0 DPO and SFT make all logits at once; bf16 autocast is their default from 0.19 on (read in the wheels of 0.16 to 0.20)
     version = versions(run).get("trl")
     old = version is not None and version < (1, 0)
+    loss = "full" if old else "chunked"
     notebook = () if old else ("trl-notebook-settings",)
     return Software(
         name="TRL",
         relation="hugging face",
         stack="trl-1.16",
-        mixed_precision=True,
-        loss="liger" if run.flag("liger_kernel") or run.flag("liger") else "chunked",
+        mixed_precision=version is None or version >= (0, 19),
+        loss="liger" if run.flag("liger_kernel") or run.flag("liger") else loss,
         pads=True,
         caveats=("other-version", "trl-old-logits") if old else notebook,
     )
